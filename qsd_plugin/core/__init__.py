@@ -1,0 +1,1 @@
+"""Ground floor: errors, registries, random streams, collectives, progress and the stage runner."""

@@ -1,0 +1,65 @@
+"""Collectives that are no-ops in a single process, so that losses read the same with one rank and with many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from qsd_plugin.core.errors import QSDPluginError
+
+T = TypeVar("T")
+
+
+def initialised() -> bool:
+    """Whether a process group with more than one rank is up."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
+    return dist.get_world_size() if initialised() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if initialised() else 0
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum of ``tensor`` over ranks, detached; every rank gets the same values."""
+    return _all_reduce(tensor, dist.ReduceOp.SUM)
+
+
+def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
+    """Elementwise maximum of ``tensor`` over ranks, detached."""
+    return _all_reduce(tensor, dist.ReduceOp.MAX)
+
+
+def _all_reduce(tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
+    reduced = tensor.detach().clone()
+    if initialised():
+        dist.all_reduce(reduced, op=operation)
+    return reduced
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Run ``function`` on rank 0 only and return its result (any picklable object) on every rank; also a barrier.
+
+    A plugin error raised there is raised on every rank, so that no rank waits for one that has stopped.
+    """
+    if not initialised():
+        return function()
+    box: list[Any] = [None]
+    if rank() == 0:
+        try:
+            box = [function()]
+        except QSDPluginError as error:
+            box = [error]
+    dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], QSDPluginError):
+        raise box[0]
+    result: T = box[0]
+    return result

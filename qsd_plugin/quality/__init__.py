@@ -1,0 +1,23 @@
+"""Image quality: labels and their files, the SDD-FIQA generator, scales, controls and sources of scores."""
+
+from __future__ import annotations
+
+from qsd_plugin.quality.labels import QualityLabels, label_key, require_coverage
+from qsd_plugin.quality.scaling import CONTROLS, SCALES, control, random_direction, rescale
+from qsd_plugin.quality.sdd_fiqa import sdd_fiqa_labels
+from qsd_plugin.quality.sources import QUALITY_SOURCES, QualitySource, build_source
+
+__all__ = [
+    "CONTROLS",
+    "QUALITY_SOURCES",
+    "SCALES",
+    "QualityLabels",
+    "QualitySource",
+    "build_source",
+    "control",
+    "label_key",
+    "random_direction",
+    "require_coverage",
+    "rescale",
+    "sdd_fiqa_labels",
+]

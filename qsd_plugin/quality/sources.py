@@ -1,0 +1,194 @@
+"""Where a training step gets its quality scores from: ``QUALITY.SOURCE``.
+
+A source is a callable. It is given the batch as a mapping and returns two tensors::
+
+    scores, valid = source({"paths": [...], "embeddings": embeddings})   # float32 [B], bool [B]
+
+``paths`` are the image paths as the host knows them, ``embeddings`` [B, D] the features before any normalisation; a
+host passes what it has, and a source says what it misses. Scores are higher for better images and run from 0 to 100;
+where ``valid`` is False the score means nothing. Sources do not carry gradients. One with learned or running state is
+an ``nn.Module`` whose state lies in buffers.
+
+Shapes: B images of a batch, D embedding size.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from qsd_plugin.core.distributed import all_reduce_sum
+from qsd_plugin.core.errors import ConfigError, did_you_mean
+from qsd_plugin.core.registry import Registry
+from qsd_plugin.quality.labels import PathLike, QualityLabels
+from qsd_plugin.quality.scaling import TOP
+
+_IMPORT = "import:"
+
+
+class QualitySource(Protocol):
+    """What a source looks like from outside; see the module's docstring."""
+
+    def __call__(self, batch: Mapping[str, Any], /) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+#: Factories of sources by name; their keyword arguments are the source's options.
+QUALITY_SOURCES: Registry[Callable[..., QualitySource]] = Registry("quality source")
+
+
+def build_source(name: str, **options: Any) -> QualitySource:
+    """The source called ``name``.
+
+    Args:
+        name: A name in :data:`QUALITY_SOURCES`, or ``import:module:function`` for a function of your own that is the
+            source itself.
+        options: Keyword arguments of the registered factory; an imported function takes none.
+
+    Raises:
+        RegistryError: Unknown name.
+        ConfigError: The function cannot be imported, is not callable, or was given options.
+    """
+    if not name.startswith(_IMPORT):
+        return QUALITY_SOURCES.get(name)(**options)
+    if options:
+        raise ConfigError(
+            f"QUALITY.SOURCE {name}", value=sorted(options), expected="no options for an imported function"
+        )
+    return _imported(name)
+
+
+@QUALITY_SOURCES.register("file")
+class FileSource:
+    """Labels looked up by image path in one or more label files.
+
+    Args:
+        files: Label files, one per data set.
+        roots: The data-set folder of each file on this machine, ``None`` where unknown.
+        scale: ``none``, ``minmax`` or ``rank``, fitted to each file by itself.
+        control: ``none``, ``shuffle`` or ``reverse``, within each file.
+        seed: Seeds the shuffle.
+
+    Raises:
+        LabelError: A file is missing or wrong.
+        ConfigError: No file, a different number of roots, or an unknown scale or control.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[PathLike],
+        *,
+        roots: Sequence[PathLike | None] | None = None,
+        scale: str = "none",
+        control: str = "none",
+        seed: int = 0,
+    ) -> None:
+        if not files:
+            raise ConfigError("QUALITY.FILES is empty", expected="one label file for each of DATASETS.NAMES")
+        self.roots = tuple(roots) if roots is not None else (None,) * len(files)
+        if len(self.roots) != len(files):
+            raise ConfigError(
+                "QUALITY.FILES", value=len(files), expected=f"one label file for each of {len(self.roots)} data sets"
+            )
+        self.labels = tuple(QualityLabels.load(file).rescaled(scale).controlled(control, seed=seed) for file in files)
+
+    def __call__(self, batch: Mapping[str, Any], /) -> tuple[torch.Tensor, torch.Tensor]:
+        """Labels of ``batch["paths"]``, on the CPU; the first file that knows a path decides."""
+        paths = _entry(batch, "paths", "file")
+        # The same basename may occur in two data sets, so it identifies an image only where there is one file.
+        basenames = len(self.labels) == 1
+        scores, valid = self.labels[0].lookup(paths, root=self.roots[0], basenames=basenames)
+        for labels, root in zip(self.labels[1:], self.roots[1:], strict=True):
+            more, found = labels.lookup(paths, root=root, basenames=basenames)
+            scores, valid = torch.where(valid, scores, more), valid | found
+        return scores, valid
+
+
+@QUALITY_SOURCES.register("embedding_norm")
+class EmbeddingNorm(nn.Module):
+    """The norm of an embedding, relative to the norms seen so far, as its quality.
+
+    With margin softmax losses the norm grows with quality (MagFace, arXiv 2103.06627; AdaFace, arXiv 2204.00964).
+    ``score = clamp(50 + 50 (norm - mean) / (3 std), 0, 100)`` with exponential moving statistics of the norms: three
+    standard deviations reach the ends of the scale. Norms are taken over all ranks (``reduces statistics``).
+
+    The statistics only advance in training mode with gradients enabled, so an evaluation, or the recomputation of
+    batch-norm statistics under ``no_grad``, leaves no trace. Before the first training batch no score is valid.
+
+    Args:
+        momentum: Weight of a batch in the moving statistics, 0 to 1; the first batch sets them.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    batches: torch.Tensor
+
+    def __init__(self, *, momentum: float = 0.01) -> None:
+        super().__init__()
+        if not 0 < momentum <= 1:
+            raise ConfigError("embedding_norm: momentum", value=momentum, expected="above 0 and at most 1")
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, batch: Mapping[str, Any], /) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of ``batch["embeddings"]`` [B, D], on its device; a norm that is not finite is not valid."""
+        embeddings = _entry(batch, "embeddings", "embedding_norm").detach()
+        norm = torch.linalg.vector_norm(embeddings.float(), dim=1)
+        finite = torch.isfinite(norm)
+        norm = torch.where(finite, norm, 0.0)
+        if self.training and torch.is_grad_enabled():
+            self._update(norm, finite)
+        deviation = (norm - self.mean) / (3 * self.std.clamp_min(torch.finfo(norm.dtype).eps))
+        scores = (TOP / 2 * (1 + deviation)).clamp(0, TOP)
+        return scores, finite & (self.batches > 0)
+
+    @torch.no_grad()
+    def _update(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
+        norm = norm.double()
+        count, total, squares = all_reduce_sum(torch.stack([finite.sum().double(), norm.sum(), norm.square().sum()]))
+        mean = total / count.clamp_min(1)
+        std = (squares / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
+        weight = torch.where(self.batches > 0, self.momentum, 1.0) * (count > 0)
+        self.mean.lerp_(mean.to(self.mean), weight.to(self.mean))
+        self.std.lerp_(std.to(self.std), weight.to(self.std))
+        self.batches += count > 0
+
+
+def _entry(batch: Mapping[str, Any], key: str, source: str) -> Any:
+    if key not in batch:
+        raise ConfigError(
+            f"Quality source {source!r} needs batch[{key!r}]",
+            value=sorted(batch),
+            remedy="Choose another QUALITY.SOURCE, or a host adapter that passes this entry.",
+        )
+    return batch[key]
+
+
+def _imported(name: str) -> QualitySource:
+    what = f"QUALITY.SOURCE {name}"
+    module_name, colon, function_name = name.removeprefix(_IMPORT).partition(":")
+    if not (module_name and colon and function_name):
+        raise ConfigError("QUALITY.SOURCE", value=name, expected="import:module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            what,
+            value=str(error),
+            expected=f"an importable module {module_name!r}",
+            remedy=f"Install it, or put its folder on PYTHONPATH (working directory: {os.getcwd()}).",
+        ) from error
+    function = getattr(module, function_name, None)
+    if function is None:
+        raise ConfigError(
+            f"{what}: {module_name} has no such function", remedy=did_you_mean(function_name, vars(module))
+        )
+    if not callable(function):
+        raise ConfigError(what, value=function, expected="a function (batch) -> (scores [B], valid [B])")
+    return function  # type: ignore[no-any-return]

@@ -1,0 +1,257 @@
+"""QSD: quality self-distillation between two images of the same identity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qsd_plugin.core.errors import ConfigError, did_you_mean
+from qsd_plugin.methods.qsd.gate import pair_gate
+from qsd_plugin.methods.qsd.levels import energy_map, map_level, vector_level
+
+
+class QSDResult(NamedTuple):
+    """What :class:`QSDLoss` returns; all tensors are 0-d."""
+
+    total: Tensor
+    """Weighted sum of the levels, to be added to the host's losses."""
+    levels: dict[str, Tensor]
+    """Unweighted level losses, attached to the graph like ``total``; detach what is kept for logging."""
+    stats: dict[str, Tensor]
+    """Detached: the counts ``pairs``, ``kept``, ``dropped_low``, ``dropped_high``, ``ties`` and ``unlabelled``;
+    ``mean_gap``; ``teacher_share_1``, the share of kept pairs that stream 1 teaches; ``range/<level>``, the energy
+    range R of each map level."""
+
+
+class QSDLoss(nn.Module):
+    """Pull the features of the worse image of a pair to those of the better one, at several depths.
+
+    ``L = sum_l w_l L_l`` over the kept pairs of :func:`~.gate.pair_gate`; 4-D taps are maps
+    (:func:`~.levels.map_level`), 2-D taps are vectors (:func:`~.levels.vector_level`). Quality decides which image
+    teaches and whether the pair counts, never how much. The teacher's taps get exactly zero gradient. Without a kept
+    pair every level is a zero that is attached to the graph.
+
+    Across ranks: reduces statistics. With a process group up, gate, levels and ``stats`` are those of the whole batch,
+    equal on every rank; the gradient of ``total`` is this rank's part times the number of ranks, so that averaged
+    gradients equal those of one process on the whole batch. Every rank must make the call, even without a pair.
+
+    Precision: an fp32 island (autocast off, taps cast to float32; float64 stays). Nothing waits for the device.
+
+    Args:
+        level_weights: Weight w_l >= 0 of each level; the keys are the names of the taps.
+        tau: Gate threshold, in [0, 1).
+        q_max: Upper end of the label range, which starts at 0.
+        map_distance: ``"l2"`` or ``"l1"`` between energy maps.
+        scale_grad: Whether gradient flows through the energy range R of a map level: ``"attached"`` (authors') or
+            ``"detached"``.
+        map_norm: ``None`` (authors') or ``"l2"``: unit-length energy maps.
+        missing: ``"exclude"`` pairs with a missing label from the mean gap, or count them as a ``"tie"`` (authors').
+        compat_empty_test: Reproduce the authors' empty-batch test, which loses valid batches whose stream-1 labels
+            are all 0.
+
+    Raises:
+        ConfigError: An option is out of its range; on call, the taps do not fit the levels or each other.
+
+    Source: Ou et al., "Refining Uncertain Features With Self-Distillation for Face Recognition and Person
+    Re-Identification", IEEE TMM 2024, doi 10.1109/TMM.2024.3358697.
+
+    Example:
+        >>> loss = QSDLoss({"layer4": 1.0, "embedding": 1.0})
+        >>> result = loss(taps_1, taps_2, quality_1, quality_2)
+        >>> result.total.backward()
+    """
+
+    def __init__(
+        self,
+        level_weights: Mapping[str, float],
+        *,
+        tau: float = 0.3,
+        q_max: float = 100.0,
+        map_distance: str = "l2",
+        scale_grad: str = "attached",
+        map_norm: str | None = None,
+        missing: str = "exclude",
+        compat_empty_test: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_choice("map_distance", map_distance, ("l2", "l1"))
+        _check_choice("scale_grad", scale_grad, ("attached", "detached"))
+        _check_choice("missing", missing, ("exclude", "tie"))
+        if map_norm is not None:
+            _check_choice("map_norm", map_norm, ("l2",))
+        if not 0 <= tau < 1:
+            raise ConfigError("QSD tau", value=tau, expected="a number in [0, 1)")
+        if not 0 < q_max < math.inf:
+            raise ConfigError("QSD q_max", value=q_max, expected="the positive upper end of the label range")
+        if not level_weights:
+            raise ConfigError("QSD level_weights", value={}, expected="at least one level and its weight")
+        for name, weight in level_weights.items():
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"QSD weight of level {name!r}", value=weight, expected="a finite number >= 0")
+        self.level_weights = dict(level_weights)
+        self.tau = tau
+        self.q_max = q_max
+        self.map_distance = map_distance
+        self.scale_grad = scale_grad
+        self.map_norm = map_norm
+        self.missing = missing
+        self.compat_empty_test = compat_empty_test
+
+    def forward(
+        self,
+        taps_1: Mapping[str, Tensor],
+        taps_2: Mapping[str, Tensor],
+        quality_1: Tensor,
+        quality_2: Tensor,
+        valid_1: Tensor | None = None,
+        valid_2: Tensor | None = None,
+    ) -> QSDResult:
+        """The loss of B pairs; row i of both streams shows the same identity.
+
+        Args:
+            taps_1: Stream 1 (anchors): one tensor per level, [B, C, H, W] or [B, D].
+            taps_2: Stream 2 (partners), same shapes.
+            quality_1: Labels of stream 1, [B], in [0, q_max], higher is better.
+            quality_2: Labels of stream 2.
+            valid_1: Which labels of stream 1 exist, [B] bool; default: all.
+            valid_2: Likewise for stream 2.
+
+        Raises:
+            ConfigError: A level has no tap, a tap no level, or shapes do not fit.
+        """
+        batch = _batch_size(quality_1, quality_2, valid_1, valid_2)
+        for taps in (taps_1, taps_2):
+            self._check_taps(taps, batch)
+        for name in self.level_weights:
+            if taps_1[name].shape != taps_2[name].shape:
+                shapes = tuple(taps_1[name].shape), tuple(taps_2[name].shape)
+                raise ConfigError(f"QSD tap {name!r}", value=shapes, expected="the same shape in both streams")
+        with _fp32_island(taps_1):
+            rows_1, rows_2 = self._representations(taps_1), self._representations(taps_2)
+            return self._distil(rows_1, rows_2, quality_1, quality_2, valid_1, valid_2)
+
+    def in_batch(
+        self,
+        taps: Mapping[str, Tensor],
+        quality: Tensor,
+        pairs: tuple[Tensor, Tensor],
+        valid: Tensor | None = None,
+    ) -> QSDResult:
+        """The loss of pairs within one batch: equals ``forward`` on gathered rows, at the cost of one stream.
+
+        Args:
+            taps: One tensor per level, [B, C, H, W] or [B, D].
+            quality: Labels, [B], in [0, q_max], higher is better.
+            pairs: Row indices of both members, [P] each, e.g. from :func:`~.pairing.inbatch_pairs`; may be empty.
+            valid: Which labels exist, [B] bool; default: all.
+
+        Raises:
+            ConfigError: A level has no tap, a tap no level, or shapes do not fit.
+        """
+        self._check_taps(taps, _batch_size(quality, valid))
+        first, second = pairs
+        with _fp32_island(taps):
+            rows = self._representations(taps)
+            return self._distil(
+                {name: x[first] for name, x in rows.items()},
+                {name: x[second] for name, x in rows.items()},
+                quality[first],
+                quality[second],
+                None if valid is None else valid[first],
+                None if valid is None else valid[second],
+            )
+
+    def extra_repr(self) -> str:
+        """The options, for ``print(model)``."""
+        options = ("level_weights", "tau", "q_max", "map_distance", "scale_grad", "map_norm", "missing")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in options)
+
+    def _distil(
+        self,
+        stream_1: dict[str, Tensor],
+        stream_2: dict[str, Tensor],
+        quality_1: Tensor,
+        quality_2: Tensor,
+        valid_1: Tensor | None,
+        valid_2: Tensor | None,
+    ) -> QSDResult:
+        gate = pair_gate(
+            quality_1,
+            quality_2,
+            valid_1,
+            valid_2,
+            tau=self.tau,
+            q_max=self.q_max,
+            missing=self.missing,
+            compat_empty_test=self.compat_empty_test,
+        )
+        counts = gate.counts()
+        taught_by_1, pairs = counts.pop("taught_by_1"), counts["kept"]
+        stats = {**counts, "mean_gap": gate.mean_gap, "teacher_share_1": taught_by_1 / pairs.clamp(min=1)}
+        levels: dict[str, Tensor] = {}
+        for name in self.level_weights:
+            first, second = stream_1[name], stream_2[name]
+            teacher_1 = gate.teacher_1.view(-1, *[1] * (first.dim() - 1))
+            student = torch.where(teacher_1, second, first)
+            teacher = torch.where(teacher_1, first.detach(), second.detach())
+            if student.dim() == 3:
+                levels[name], stats[f"range/{name}"] = map_level(
+                    student, teacher, gate.keep, pairs, distance=self.map_distance, scale_grad=self.scale_grad
+                )
+            else:
+                levels[name] = vector_level(student, teacher, gate.keep, pairs)
+        total = torch.stack([weight * levels[name] for name, weight in self.level_weights.items()]).sum()
+        return QSDResult(total, levels, stats)
+
+    def _representations(self, taps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the levels compare: [B, H, W] energy maps and [B, D] vectors, in float32 or float64."""
+        rows = {name: taps[name] for name in self.level_weights}
+        rows = {name: x if x.dtype == torch.float64 else x.float() for name, x in rows.items()}
+        return {name: energy_map(x, self.map_norm) if x.dim() == 4 else x for name, x in rows.items()}
+
+    def _check_taps(self, taps: Mapping[str, Tensor], batch: int) -> None:
+        for name in taps:
+            if name not in self.level_weights:
+                raise ConfigError("QSD tap without a level", value=name, remedy=did_you_mean(name, self.level_weights))
+        for name in self.level_weights:
+            if name not in taps:
+                raise ConfigError(
+                    f"QSD level {name!r} has no tap",
+                    value=sorted(taps),
+                    expected="one tap per level",
+                    remedy="Was its module called in the forward pass? A network that loops over the blocks of a stage "
+                    "never calls the stage itself: tap its last block.",
+                )
+            shape = tuple(taps[name].shape)
+            if len(shape) not in (2, 4) or shape[0] != batch:
+                raise ConfigError(
+                    f"QSD tap {name!r}",
+                    value=shape,
+                    expected=f"[{batch}, C, H, W] or [{batch}, D]",
+                    remedy="Lay transformer tokens out with tokens_to_map." if len(shape) == 3 else "",
+                )
+
+
+def _check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(
+            f"QSD {option}",
+            value=value,
+            expected=f"one of {', '.join(map(repr, choices))}",
+            remedy=did_you_mean(str(value), choices),
+        )
+
+
+def _batch_size(quality: Tensor, *others: Tensor | None) -> int:
+    shapes = [tuple(x.shape) for x in (quality, *others) if x is not None]
+    if quality.dim() != 1 or len(set(shapes)) != 1:
+        raise ConfigError("QSD labels and validity masks", value=shapes, expected="one vector of length B each")
+    return quality.shape[0]
+
+
+def _fp32_island(taps: Mapping[str, Tensor]) -> torch.autocast:
+    return torch.autocast(next(iter(taps.values())).device.type, enabled=False)

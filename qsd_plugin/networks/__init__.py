@@ -1,0 +1,5 @@
+"""Network parts that are not tied to a method or a host."""
+
+from qsd_plugin.networks.taps import TapRecorder, tokens_to_map
+
+__all__ = ["TapRecorder", "tokens_to_map"]

@@ -1,0 +1,1 @@
+"""Image lists, samplers, pair loaders and built-in data sets."""

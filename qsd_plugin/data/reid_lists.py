@@ -1,0 +1,119 @@
+"""Lists of person images: a CSV file with the columns ``path,pid,camid`` and, if it brings its own split, ``split``."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from qsd_plugin.core.errors import DataError, did_you_mean
+from qsd_plugin.data.identity_split import COLUMNS, stored_split
+from qsd_plugin.data.items import SPLITS, ImageItem, ImageSplits, make_splits
+
+_REQUIRED = COLUMNS[:3]
+_SHOWN = 3
+
+
+def read_list(
+    file: str | os.PathLike[str],
+    *,
+    test_fraction: float = 0.5,
+    split_seed: int = 0,
+    split_folders: Sequence[Path] | None = None,
+) -> ImageSplits:
+    """Read a data set from a CSV file.
+
+    Args:
+        file: The file: a header line, then one image per line. ``path`` is absolute or relative to the file's folder,
+            ``pid`` any name, ``camid`` any name or empty, ``split`` one of train, query, gallery.
+        test_fraction: Share of the identities to hold out for testing where there is no column ``split``.
+        split_seed: Decides which identities that are.
+        split_folders: Where that split is stored, in order of preference; default: the file's folder.
+
+    Raises:
+        DataError: The file is missing or misformed, or lists files that do not exist.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise DataError("Image list", value=str(file), expected="an existing CSV file", remedy="Check the path.")
+    folder = path.parent.absolute()
+    rows = _rows(path)
+    parts: dict[str, list[ImageItem]] = {split: [] for split in SPLITS}
+    for line, row in rows:
+        image = os.path.normpath(folder / row["path"])
+        parts[_split_of(path, line, row)].append(ImageItem(image, row["pid"], row["camid"] or None))
+    items = [item for part in parts.values() for item in part]
+    _check_files(path, items)
+    root = _root(folder, items)
+    if "split" in rows[0][1]:
+        return make_splits(parts["train"], parts["query"], parts["gallery"], root=root)
+    return stored_split(
+        make_splits(items, (), (), root=root).train,
+        root=root,
+        folders=(folder,) if split_folders is None else split_folders,
+        stem=f"{path.stem}_split",
+        test_fraction=test_fraction,
+        seed=split_seed,
+    )
+
+
+def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream, skipinitialspace=True)
+        header = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = header
+        missing = [name for name in _REQUIRED if name not in header]
+        if missing:
+            raise DataError(
+                f"Image list {file}: header line",
+                value=",".join(header),
+                expected=f"the columns {','.join(_REQUIRED)} and optionally split",
+                remedy=f"Add {', '.join(missing)} to the first line.",
+            )
+        rows = []
+        for row in reader:
+            cells = {name: (row[name] or "").strip() for name in COLUMNS if name in header}
+            if not cells["path"] or not cells["pid"]:
+                raise DataError(f"Image list {file}, line {reader.line_num}", value=cells, expected="a path and a pid")
+            rows.append((reader.line_num, cells))
+    if not rows:
+        raise DataError("Image list without images", value=str(file), expected="one image per line after the header")
+    return rows
+
+
+def _split_of(file: Path, line: int, row: dict[str, str]) -> str:
+    split = row.get("split", "train")
+    if split not in SPLITS:
+        raise DataError(
+            f"Image list {file}, line {line}: split",
+            value=split,
+            expected=", ".join(SPLITS),
+            remedy=did_you_mean(split, SPLITS),
+        )
+    return split
+
+
+def _check_files(file: Path, items: Sequence[ImageItem]) -> None:
+    paths = [item.path for item in items]
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise DataError(
+            f"Image list {file}: {len(missing)} of {len(paths)} files do not exist",
+            value=missing[:_SHOWN],
+            expected=f"absolute paths, or paths relative to {file.parent.absolute()}",
+        )
+    repeated = [path for path, count in Counter(paths).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"Image list {file}: {len(repeated)} files are listed more than once",
+            value=repeated[:_SHOWN],
+            expected="every file once",
+        )
+
+
+def _root(folder: Path, items: Sequence[ImageItem]) -> Path:
+    """The list's folder or, where images lie outside, the folder that holds them all."""
+    shared = Path(os.path.commonpath([os.path.dirname(item.path) for item in items]))
+    return folder if shared.is_relative_to(folder) else shared

@@ -1,0 +1,259 @@
+"""The degradations: for each one a function that draws its numbers and a pure function that applies them.
+
+An image is an H x W x 3 uint8 RGB array (``numpy.asarray(pil_image.convert("RGB"))`` makes one of a PIL image).
+
+Severity s in [0, 1] is 0 for no visible change and 1 for the most that still leaves a person guessable. Lengths scale
+with the image's shorter side, so one severity looks alike at every image size. Everything else that is random (an
+angle, a box's place, a noise seed) is drawn without looking at s: one generator state gives the same angle at every
+severity, and the damage only grows with s.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PILImage
+
+from qsd_plugin.core.errors import ConfigError, DataError
+from qsd_plugin.core.registry import Registry
+
+Image = npt.NDArray[np.uint8]
+#: (generator, severity, height, width) -> the keyword arguments of the operation, as plain numbers.
+Draw = Callable[[np.random.Generator, float, int, int], dict[str, float]]
+
+# What severity 1 means.
+BLUR_SIGMA = 0.055  # standard deviation, share of the shorter side
+MOTION_LENGTH = 0.30  # share of the shorter side
+LOW_RESOLUTION_FACTOR = 8.0  # reduction of each side
+NOISE_STD = 55.0  # grey levels
+DARKNESS_GAIN, DARKNESS_GAMMA = 0.25, 1.6
+COMPRESSION_QUALITY = 4.0  # JPEG quality; severity 0 is 100
+OCCLUSION_AREA = 0.4  # covered share of the image
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """A registered degradation: ``run(image, **draw(generator, severity, height, width))``."""
+
+    draw: Draw
+    run: Callable[..., Image]
+
+
+DEGRADATIONS: Registry[Degradation] = Registry("degradation")
+
+
+def names() -> list[str]:
+    """Names of all degradations, sorted."""
+    return DEGRADATIONS.names()
+
+
+def apply(
+    name: str, image: Image, generator: np.random.Generator, severity: float | None = None
+) -> tuple[Image, dict[str, Any]]:
+    """Degrade one image.
+
+    Args:
+        name: One of :func:`names`.
+        image: [H, W, 3] uint8 RGB; left as it is.
+        generator: Source of every random choice.
+        severity: In [0, 1]; drawn uniformly when ``None``.
+
+    Returns:
+        The degraded image, [H, W, 3] uint8, and the parameters of the draw: ``name``, ``severity`` and the operation's
+        own numbers. They survive JSON, and :func:`replay` makes the same image of them again.
+
+    Raises:
+        RegistryError: Unknown name.
+        DataError: Not an image.
+        ConfigError: Severity outside [0, 1].
+    """
+    degradation = DEGRADATIONS.get(name)
+    _check_image(image)
+    severity = float(generator.uniform() if severity is None else severity)
+    if not 0.0 <= severity <= 1.0:
+        raise ConfigError(
+            f"Severity of degradation {name!r}",
+            value=severity,
+            expected="a number in [0, 1]",
+            remedy="0 leaves the image alone and 1 is the strongest; pass None to draw it.",
+        )
+    drawn = degradation.draw(generator, severity, image.shape[0], image.shape[1])
+    return degradation.run(image, **drawn), {"name": name, "severity": severity, **drawn}
+
+
+def replay(image: Image, params: Mapping[str, Any]) -> Image:
+    """Degrade ``image`` as a former :func:`apply` did; bit-equal for the same image.
+
+    Args:
+        image: [H, W, 3] uint8 RGB; left as it is.
+        params: What :func:`apply` returned, also after a trip through JSON.
+
+    Raises:
+        RegistryError: Unknown name.
+        DataError: Not an image, or not such parameters.
+    """
+    _check_image(image)
+    name = params.get("name")
+    if not isinstance(name, str):
+        raise _parameters_error(params)
+    run = DEGRADATIONS.get(name).run
+    try:
+        return run(image, **{key: value for key, value in params.items() if key not in ("name", "severity")})
+    except TypeError as error:  # a number is missing, misspelt or no number
+        raise _parameters_error(params) from error
+
+
+def blur(image: Image, *, sigma: float) -> Image:
+    """Gaussian blur with standard deviation ``sigma`` in pixels; 0 changes nothing."""
+    if sigma == 0.0:
+        return image.copy()
+    # 8 sigma + 1 wide, so that the cut-off is below one grey level.
+    size = 2 * math.ceil(4.0 * sigma) + 1
+    return np.asarray(cv2.GaussianBlur(image, (size, size), sigma, borderType=cv2.BORDER_REPLICATE), dtype=np.uint8)
+
+
+def motion_blur(image: Image, *, length: float, angle: float) -> Image:
+    """Average over a straight movement of ``length`` pixels at ``angle`` radians; length 0 changes nothing."""
+    if length == 0.0:
+        return image.copy()
+    count, reach = 8 * math.ceil(length), math.ceil(length / 2.0)
+    steps = ((np.arange(count) + 0.5) / count - 0.5) * length
+    kernel = np.zeros((2 * reach + 2, 2 * reach + 2), dtype=np.float64)
+    rows, columns = reach + steps * math.sin(angle), reach + steps * math.cos(angle)
+    top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
+    below, right = rows - top, columns - left
+    for down, along, weight in (
+        (0, 0, (1 - below) * (1 - right)),
+        (0, 1, (1 - below) * right),
+        (1, 0, below * (1 - right)),
+        (1, 1, below * right),
+    ):
+        np.add.at(kernel, (top + down, left + along), weight / count)
+    return np.asarray(
+        cv2.filter2D(image, -1, kernel, anchor=(reach, reach), borderType=cv2.BORDER_REPLICATE), dtype=np.uint8
+    )
+
+
+def low_resolution(image: Image, *, height: int, width: int) -> Image:
+    """Shrink to ``height`` x ``width`` and enlarge again, both with Pillow's bicubic filter (antialiased downwards)."""
+    full = PILImage.fromarray(image)
+    small = full.resize((width, height), PILImage.Resampling.BICUBIC)
+    return np.array(small.resize(full.size, PILImage.Resampling.BICUBIC), dtype=np.uint8)
+
+
+def noise(image: Image, *, std: float, seed: int) -> Image:
+    """Add independent Gaussian noise of ``std`` grey levels to every value; ``seed`` fixes it."""
+    drawn = np.random.default_rng(seed).standard_normal(image.shape, dtype=np.float32)
+    return _to_uint8(image + np.float32(std) * drawn)
+
+
+def darkness(image: Image, *, gain: float, gamma: float) -> Image:
+    """Map every value x to ``255 * gain * (x / 255) ** gamma``."""
+    levels = _to_uint8(255.0 * gain * (np.arange(256) / 255.0) ** gamma)
+    return np.asarray(levels[image], dtype=np.uint8)
+
+
+def compression(image: Image, *, quality: int) -> Image:
+    """A JPEG round trip at ``quality`` 1-100; no chroma subsampling, which would cost colour even at quality 100."""
+    packed = io.BytesIO()
+    PILImage.fromarray(image).save(packed, format="JPEG", quality=quality, subsampling=0)
+    return np.array(PILImage.open(packed), dtype=np.uint8)
+
+
+def occlusion(image: Image, *, top: int, bottom: int, left: int, right: int, red: int, green: int, blue: int) -> Image:
+    """Cover rows ``top`` to ``bottom`` and columns ``left`` to ``right``, ends excluded, with one colour."""
+    covered = image.copy()
+    covered[top:bottom, left:right] = (red, green, blue)
+    return covered
+
+
+def _draw_blur(_generator: np.random.Generator, severity: float, height: int, width: int) -> dict[str, float]:
+    return {"sigma": severity * BLUR_SIGMA * min(height, width)}
+
+
+def _draw_motion_blur(generator: np.random.Generator, severity: float, height: int, width: int) -> dict[str, float]:
+    return {"length": severity * MOTION_LENGTH * min(height, width), "angle": float(generator.uniform(0.0, math.pi))}
+
+
+def _draw_low_resolution(_generator: np.random.Generator, severity: float, height: int, width: int) -> dict[str, float]:
+    factor = LOW_RESOLUTION_FACTOR**severity
+    return {"height": max(1, round(height / factor)), "width": max(1, round(width / factor))}
+
+
+def _draw_noise(generator: np.random.Generator, severity: float, _height: int, _width: int) -> dict[str, float]:
+    return {"std": severity * NOISE_STD, "seed": int(generator.integers(2**32))}
+
+
+def _draw_darkness(_generator: np.random.Generator, severity: float, _height: int, _width: int) -> dict[str, float]:
+    return {"gain": 1.0 + severity * (DARKNESS_GAIN - 1.0), "gamma": 1.0 + severity * (DARKNESS_GAMMA - 1.0)}
+
+
+def _draw_compression(_generator: np.random.Generator, severity: float, _height: int, _width: int) -> dict[str, float]:
+    # Geometric: equal steps of severity are about equal steps of visible damage, which quality itself is not.
+    return {"quality": round(100.0 * (COMPRESSION_QUALITY / 100.0) ** severity)}
+
+
+def _draw_occlusion(generator: np.random.Generator, severity: float, height: int, width: int) -> dict[str, float]:
+    aspect, down, along = generator.uniform([-0.7, 0.0, 0.0], [0.7, 1.0, 1.0])
+    # Street furniture, cars and other people: any brightness, little colour.
+    red, green, blue = (int(level) for level in generator.integers(35, 190) + generator.integers(-25, 26, size=3))
+    # Shares of the image's height and width, their product the covered area.
+    area = severity * OCCLUSION_AREA
+    tall = min(1.0, max(area, math.sqrt(area) * math.exp(aspect)))
+    wide = area / tall if tall else 0.0
+    # The place scales with the free room: boxes of growing severity lie inside each other.
+    return {
+        "top": round(down * (1.0 - tall) * height),
+        "bottom": round((down * (1.0 - tall) + tall) * height),
+        "left": round(along * (1.0 - wide) * width),
+        "right": round((along * (1.0 - wide) + wide) * width),
+        "red": red,
+        "green": green,
+        "blue": blue,
+    }
+
+
+def _to_uint8(values: npt.NDArray[np.floating[Any]]) -> Image:
+    return np.asarray(np.rint(np.clip(values, 0.0, 255.0)), dtype=np.uint8)
+
+
+def _parameters_error(params: Mapping[str, Any]) -> DataError:
+    return DataError(
+        "Parameters of a degradation",
+        value=dict(params),
+        expected="the dictionary that apply() returned",
+        remedy="Pass it on whole and unchanged.",
+    )
+
+
+def _check_image(image: object) -> None:
+    found: object = type(image).__name__
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return
+        found = f"{image.dtype} array of shape {image.shape}"
+    raise DataError(
+        "Image to degrade",
+        value=found,
+        expected="a uint8 array of shape (height, width, 3), RGB",
+        remedy="Use numpy.asarray(pil_image.convert('RGB')); float images: scale to 0-255, round, convert to uint8.",
+    )
+
+
+for _name, _draw, _run in (
+    ("blur", _draw_blur, blur),
+    ("motion_blur", _draw_motion_blur, motion_blur),
+    ("low_resolution", _draw_low_resolution, low_resolution),
+    ("noise", _draw_noise, noise),
+    ("darkness", _draw_darkness, darkness),
+    ("compression", _draw_compression, compression),
+    ("occlusion", _draw_occlusion, occlusion),
+):
+    DEGRADATIONS.add(_name, Degradation(_draw, _run))

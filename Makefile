@@ -1,0 +1,55 @@
+# make demo    set up, run the whole QSD recipe and its control on built-in data, end with a table and pictures
+# make test    set up, lint, type-check and run the whole suite
+# make check   lint and types only
+# make venv    set up only
+# make test-compat   the suite on the oldest supported stack, in an environment of its own
+#
+# PYTHON=... picks the interpreter; NO_VENV=1 uses it as it is, without touching the torch installed there.
+
+PYTHON ?= python3
+VENV ?= .venv
+REQUIREMENTS ?= $(shell $(PYTHON) requirements/pick.py)
+TEST_ARGS ?=
+COMPAT_PYTHON ?= python3.10
+
+ifdef NO_VENV
+BIN :=
+RUN := $(PYTHON)
+READY := $(VENV)/.no-venv
+else
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+
+.PHONY: demo test check venv test-compat clean
+
+venv: $(READY)
+
+$(VENV)/.ready: requirements/runtime.txt requirements/hosts.txt requirements/dev.txt $(REQUIREMENTS) setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -r $(REQUIREMENTS) -r requirements/dev.txt
+	$(RUN) -m pip install --quiet --no-deps -r requirements/hosts.txt
+	$(RUN) -m pip install --quiet --no-deps -e .
+	touch $@
+
+$(VENV)/.no-venv: requirements/hosts.txt setup.py
+	$(RUN) -m pip install --quiet --no-deps -r requirements/hosts.txt
+	$(RUN) -m pip install --quiet --no-deps -e .
+	mkdir -p $(VENV) && touch $@
+
+demo: $(READY)
+	$(RUN) tools/train_net.py --config-file projects/QSD/demo.yml
+
+check: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+test: check
+	$(RUN) -m pytest $(TEST_ARGS)
+
+test-compat:
+	$(MAKE) test PYTHON=$(COMPAT_PYTHON) VENV=.venv-oldest REQUIREMENTS=requirements/oldest.txt
+
+clean:
+	rm -rf $(VENV) .venv-oldest

@@ -1,0 +1,1 @@
+"""Adapters to the hosts: the only place that imports fastreid or insightface."""

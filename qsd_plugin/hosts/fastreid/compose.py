@@ -1,0 +1,60 @@
+"""Meta-architectures that extend another one, which the config names and the build subclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from qsd_plugin.core.errors import ConfigError, did_you_mean
+
+
+class ComposedArchitecture:
+    """A registered meta-architecture whose class is made at build time from a mix-in and the configured base.
+
+    Args:
+        name: Registered name; also the config node that holds ``BASE``.
+        mixin: Class put in front of the base. Its ``__init__(cfg)`` calls ``super().__init__(cfg)`` first.
+    """
+
+    def __init__(self, name: str, mixin: type) -> None:
+        self.__name__ = name
+        self.mixin = mixin
+
+    def __call__(self, cfg: Any) -> nn.Module:
+        """Build the model for ``cfg``."""
+        model: nn.Module = self.build_class(cfg)(cfg)
+        return model
+
+    def build_class(self, cfg: Any) -> type:
+        """The class for ``cfg``: this mix-in over the base named by ``cfg.<name>.BASE``, through any number of links.
+
+        Raises:
+            ConfigError: The base is unknown, or the chain of bases comes back to where it started.
+        """
+        return self._build_class(cfg, ())
+
+    def _build_class(self, cfg: Any, chain: tuple[str, ...]) -> type:
+        chain = (*chain, self.__name__)
+        base_name = str(cfg[self.__name__].BASE)
+        if base_name in chain:
+            raise ConfigError(
+                f"{self.__name__}.BASE",
+                value=" -> ".join((*chain, base_name)),
+                expected="a chain that ends in a host model",
+            )
+        base = _lookup(f"{self.__name__}.BASE", base_name)
+        base_class = base._build_class(cfg, chain) if isinstance(base, ComposedArchitecture) else base
+        if not isinstance(base_class, type):
+            raise ConfigError(f"{self.__name__}.BASE", value=base_name, expected="a meta-architecture that is a class")
+        return type(f"{self.__name__}{base_class.__name__}", (self.mixin, base_class), {"__module__": __name__})
+
+
+def _lookup(key: str, name: str) -> Callable[[Any], nn.Module]:
+    from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
+
+    known: dict[str, Callable[[Any], nn.Module]] = META_ARCH_REGISTRY._obj_map
+    if name not in known:
+        raise ConfigError(key, value=name, expected="a registered meta-architecture", remedy=did_you_mean(name, known))
+    return known[name]

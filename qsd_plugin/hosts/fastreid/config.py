@@ -1,0 +1,134 @@
+"""The plugin's config keys: one ``add_<part>_config(cfg)`` each, added to the host's defaults on activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qsd_plugin.hosts.fastreid.config_data import add_data_config
+
+
+def add_all_config(cfg: Any) -> None:
+    """Add every key of the plugin to ``cfg`` (a host ``CfgNode``); keys that are there already keep their value."""
+    for add in (
+        add_run_config,
+        add_loss_config,
+        add_data_config,
+        add_quality_config,
+        add_qsd_config,
+        add_recipe_config,
+    ):
+        add(cfg)
+
+
+def add_run_config(cfg: Any) -> None:
+    """Keys of the run as a whole."""
+    import torch
+
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"  # the host's default, "cuda", cannot work here
+    if "SEED" in cfg:
+        return
+    # Seed of every random stream of the run; -1: a new one each run, printed in the log. Integer >= -1.
+    cfg.SEED = -1
+
+
+def add_loss_config(cfg: Any) -> None:
+    """Nodes of the losses that ``MODEL.LOSSES.NAME`` may list in addition to the host's."""
+    if "WTRI" in cfg.MODEL.LOSSES:
+        return
+    node = type(cfg)
+    # WeightedTripletLoss: AGW's weighted-regularised triplet (Ye et al., TPAMI 2021).
+    cfg.MODEL.LOSSES.WTRI = node()
+    # Factor of the loss. >= 0.
+    cfg.MODEL.LOSSES.WTRI.SCALE = 1.0
+    # False: the authors' arithmetic, whose negative weights underflow at distances above about 15.
+    # True: the same formula evaluated stably.
+    cfg.MODEL.LOSSES.WTRI.STABLE = False
+
+    # CenterLoss (Wen et al., ECCV 2016) on the features that the triplet sees.
+    cfg.MODEL.LOSSES.CENTER = node()
+    # Factor of the loss. >= 0.
+    cfg.MODEL.LOSSES.CENTER.SCALE = 0.0005
+    # Learning rate of the class centres, independent of SOLVER.BASE_LR. > 0.
+    cfg.MODEL.LOSSES.CENTER.LR = 0.5
+
+
+def add_quality_config(cfg: Any) -> None:
+    """``QUALITY``: where the quality of an image comes from. Higher is better, 0 to 100."""
+    if "QUALITY" in cfg:
+        return
+    cfg.QUALITY = node = type(cfg)()
+    # file (labels of QUALITY.FILES), embedding_norm, or import:module:function.
+    node.SOURCE = "file"
+    # Label files, aligned with DATASETS.NAMES. Empty: OUTPUT_DIR/labels/<data set>.npz, where the recipe writes them.
+    node.FILES = ()
+    # none | minmax | rank: scale to [0, 100] within each data set (scores are not comparable across data sets).
+    node.SCALE = "minmax"
+    # Scientific controls. none | shuffle (labels permuted among images) | random_direction (a coin decides who
+    # teaches) | reverse (the worse image teaches).
+    node.CONTROL = "none"
+    # Smallest fraction of training images that must have a label. 0 to 1.
+    node.MIN_COVERAGE = 0.99
+    # SDD-FIQA labelling (Ou et al., CVPR 2021): images of the same identity drawn per image and round (n+). >= 1.
+    node.POSITIVES = 24
+    # The same for images of other identities (n-). >= 1.
+    node.NEGATIVES = 24
+    # Rounds of drawing, whose labels are averaged. >= 1.
+    node.ROUNDS = 12
+    # True: an image less similar to its own identity than to others gets a low label, not a high one.
+    node.SIGNED = False
+
+
+def add_qsd_config(cfg: Any) -> None:
+    """``QSD``: quality self-distillation (Ou et al., TMM 2024)."""
+    if "QSD" in cfg:
+        return
+    cfg.QSD = node = type(cfg)()
+    # Meta-architecture that QSD extends: Baseline, MGN, MoCo, Distiller or any other registered one.
+    node.BASE = "Baseline"
+    # official | legacy | author_demo: level weights and options of the authors' releases.
+    node.PRESET = "official"
+    # Levels to distil, as "module.path", "module.path:output_key", either with "=weight" behind it.
+    # Empty: the default levels of the backbone family with the preset's weights (tools/doctor.py --taps lists them).
+    node.TAPS = []
+    # Factor of the whole QSD term. 0 computes and logs it without training on it. >= 0.
+    node.WEIGHT = 1.0
+    # inbatch: all same-identity pairs of the batch. partner: one other image of the identity per anchor (official),
+    # with a second forward.
+    node.PAIRING = "inbatch"
+    # Partner pairing only. separate: a forward of its own (official, own batch statistics); joint: one forward of 2B.
+    node.PARTNER_FORWARD = "separate"
+    # Gate width (tau): pairs whose label gap is below tau x mean gap, or above 100 - tau x (100 - mean gap), are
+    # dropped. 0 <= tau < 1.
+    node.TAU = 0.3
+    # Distance between energy maps: l2 | l1.
+    node.MAP_DISTANCE = "l2"
+    # Gradient through the map scale 2/R: attached (official) | detached. Empty: the preset's.
+    node.SCALE_GRAD = ""
+    # Per-image normalisation of energy maps: none (official) | l2.
+    node.MAP_NORM = "none"
+    # Pairs with an unlabelled image: exclude | tie (official: both count as 50). Empty: the preset's.
+    node.MISSING = ""
+
+
+def add_recipe_config(cfg: Any) -> None:
+    """``RECIPE``: the stages that ``tools/train_net.py`` runs before the final training."""
+    if "RECIPE" in cfg:
+        return
+    cfg.RECIPE = node = type(cfg)()
+    # "" (train this config only) | qsd (baseline -> labels -> qsd).
+    node.NAME = ""
+    # True: also the control, the same fine-tuning from the same baseline without QSD.
+    node.CONTROL = False
+    # The baseline stage: this config with QSD.BASE as meta-architecture and these solver settings instead of SOLVER's.
+    node.BASELINE = type(cfg)()
+    # Use this checkpoint instead of training a baseline. Path; empty: train one.
+    node.BASELINE.WEIGHTS = ""
+    # Epochs, as SOLVER.MAX_EPOCH. >= 1.
+    node.BASELINE.MAX_EPOCH = 120
+    # Learning rate, as SOLVER.BASE_LR. > 0.
+    node.BASELINE.BASE_LR = 3.5e-4
+    # Epochs after the warm-up at which the rate falls by SOLVER.GAMMA, as SOLVER.STEPS.
+    node.BASELINE.STEPS = [30, 60]
+    # Warm-up in iterations, as SOLVER.WARMUP_ITERS. >= 0.
+    node.BASELINE.WARMUP_ITERS = 2000

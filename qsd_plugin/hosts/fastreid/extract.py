@@ -1,0 +1,56 @@
+"""Embeddings of image lists by a host model, and building that model from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qsd_plugin.core.progress import progress
+
+Items = Sequence[tuple[str, Any, Any]]
+
+
+def load_model(cfg: Any, checkpoint: Path) -> nn.Module:
+    """The model of ``cfg`` with the weights of ``checkpoint``, built as by the host's ``--eval-only``, in eval mode."""
+    from fastreid.modeling.meta_arch import build_model
+    from fastreid.utils.checkpoint import Checkpointer
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN = False
+    model: nn.Module = build_model(cfg)
+    Checkpointer(model).load(str(checkpoint))
+    return model.eval()
+
+
+@torch.no_grad()
+def embed(cfg: Any, model: nn.Module, items: Items, *, title: str = "Embedding images") -> torch.Tensor:
+    """Evaluation embeddings of images, in the order of ``items``.
+
+    Args:
+        cfg: The host's config; decides size, normalisation and batch.
+        model: A host model in eval mode.
+        items: Host items ``(path, pid, camid)``.
+        title: For the progress line.
+
+    Returns:
+        [N, D] float32 on the CPU, not normalised.
+    """
+    from fastreid.data.build import fast_batch_collator
+    from fastreid.data.common import CommDataset
+    from fastreid.data.transforms import build_transforms
+
+    images = CommDataset(list(items), build_transforms(cfg, is_train=False), relabel=False)
+    loader = torch.utils.data.DataLoader(
+        images,
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=fast_batch_collator,
+    )
+    device = next(model.parameters()).device
+    parts = [model({"images": batch["images"].to(device)}).float().cpu() for batch in progress(loader, title)]
+    return torch.cat(parts)

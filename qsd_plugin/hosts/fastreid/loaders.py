@@ -1,0 +1,287 @@
+"""fast-reid's loaders with the plugin's data sets behind them: sorted, RGB, safe from damaged files, with partners.
+
+The host's builders are called with ``train_set=`` or ``test_set=``, so samplers, batches and devices stay the host's;
+on sound RGB images a batch is the host's bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastreid.data import build
+from fastreid.data.common import CommDataset
+from torch.utils.data import Sampler
+
+from qsd_plugin.core.distributed import rank, world_size
+from qsd_plugin.core.errors import DataError
+from qsd_plugin.core.streams import numpy_stream
+from qsd_plugin.data.corrupt import CorruptImages
+from qsd_plugin.data.items import single_image_identities
+from qsd_plugin.hosts.fastreid.compat.images import read_image
+from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace, together
+from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
+
+logger = logging.getLogger("fastreid.qsd_plugin.data")
+
+_CORRUPT = "corrupt_paths"  # batch key between the loader's workers and the main process
+
+_records: dict[str, CorruptImages] = {}
+
+
+def install() -> Undo:
+    """Put the plugin's loaders behind the host's names."""
+    from fastreid import data
+    from fastreid.engine import defaults
+
+    train = _train_loader_builder(build.build_reid_train_loader)
+    test = _test_loader_builder(build.build_reid_test_loader)
+    return together(
+        *(replace(module, "build_reid_train_loader", train) for module in (data, build, defaults)),
+        *(replace(module, "build_reid_test_loader", test) for module in (data, build, defaults)),
+    )
+
+
+def corrupt_images(cfg: Any) -> CorruptImages:
+    """The record of the run's damaged training images; its ``summary()`` is for the end of training."""
+    key = os.path.abspath(cfg.OUTPUT_DIR) if cfg.OUTPUT_DIR else ""
+    if key not in _records:
+        folder = Path(key) if key else None
+        _records[key] = CorruptImages(cfg.DATA.MAX_CORRUPT, folder=folder, rank=rank(), world_size=world_size())
+    return _records[key]
+
+
+def wants_partners(cfg: Any) -> bool:
+    """Whether the configured method trains on pairs made by the loader."""
+    return bool(cfg.MODEL.META_ARCHITECTURE == "QSD" and cfg.QSD.PAIRING == "partner")
+
+
+class TrainSet(CommDataset):  # type: ignore[misc]
+    """The host's training set, in which a damaged image is replaced by another one of its identity.
+
+    With partners every sample also holds another image of the identity, drawn uniformly over all of them: the keys
+    ``partner_images``, ``partner_paths`` and ``partner_valid``, the last one false where the identity has no other
+    image and the partner is the image itself, augmented anew. Draws depend on (seed, rank, number of the draw) only.
+
+    Args:
+        items: Host items (path, identity, camera).
+        transform: From PIL image to tensor.
+        seed: Of partners and replacements, >= 0.
+        partners: Whether to add partners.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], transform: Callable[[Any], Any], *, seed: int, partners: bool = False
+    ) -> None:
+        super().__init__(items, transform, relabel=True)
+        self._seed, self._partners, self._rank = seed, partners, rank()
+        self._members: defaultdict[Any, list[int]] = defaultdict(list)
+        for index, item in enumerate(items):
+            self._members[item[1]].append(index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        damaged: list[str] = []
+        image, shown = self._read(int(index), damaged)
+        path, identity, camera = self.img_items[shown]
+        sample = {
+            "images": self.transform(image),
+            "targets": self.pid_dict[identity],
+            "camids": self.cam_dict[camera],
+            "img_paths": path,
+        }
+        if self._partners:
+            sample |= self._partner(shown, getattr(index, "draw", 0), damaged)
+        sample[_CORRUPT] = "\n".join(damaged)
+        return sample
+
+    def _partner(self, anchor: int, draw: int, damaged: list[str]) -> dict[str, Any]:
+        others = [index for index in self._members[self.img_items[anchor][1]] if index != anchor]
+        partner = anchor
+        if others:
+            stream = numpy_stream(self._seed, "partner", self._rank, draw)
+            partner = others[int(stream.integers(len(others)))]
+        image, shown = self._read(partner, damaged, instead=anchor)
+        return {
+            "partner_images": self.transform(image),
+            "partner_paths": self.img_items[shown][0],
+            "partner_valid": shown != anchor,
+        }
+
+    def _read(self, index: int, damaged: list[str], *, instead: int | None = None) -> tuple[Any, int]:
+        """The image ``index`` or, if it is damaged, another one of its identity, ``instead`` last."""
+        for candidate in self._candidates(index, instead):
+            path = self.img_items[candidate][0]
+            try:
+                return read_image(path), candidate
+            except DataError:
+                damaged.append(path)
+        raise DataError(
+            "Training identity without a readable image",
+            value=self.img_items[index][1],
+            expected="one image that can be decoded",
+            remedy=f"Repair or remove {', '.join(sorted(set(damaged)))}.",
+        )
+
+    def _candidates(self, index: int, last: int | None) -> Iterator[int]:
+        yield index
+        others = [other for other in self._members[self.img_items[index][1]] if other not in (index, last)]
+        for place in numpy_stream(self._seed, "replacement", index).permutation(len(others)):
+            yield others[place]
+        if last is not None and last != index:
+            yield last
+
+
+class TestSet(CommDataset):  # type: ignore[misc]
+    """The host's test set; an image that cannot be decoded is named, since a result without it would be another one."""
+
+    __test__ = False  # a pytest module that imports this holds no tests in it
+
+    def __init__(self, items: Sequence[Item], transform: Callable[[Any], Any]) -> None:
+        super().__init__(items, transform, relabel=False)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, identity, camera = self.img_items[index]
+        return {"images": self.transform(read_image(path)), "targets": identity, "camids": camera, "img_paths": path}
+
+
+class DrawnIndex(int):
+    """An index into the training set that carries the number of its draw to the worker that loads it."""
+
+    draw: int
+
+    def __new__(cls, index: int, draw: int) -> DrawnIndex:
+        self = super().__new__(cls, index)
+        self.draw = draw
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DrawnIndex, (int(self), self.draw)
+
+
+class CountingSampler(Sampler[int]):
+    """Another sampler's indices with the number of each draw."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[int]:
+        for draw, index in enumerate(self.sampler):
+            yield DrawnIndex(index, draw)
+
+
+class WatchedLoader:
+    """A host train loader whose batches report damaged images on the way to the trainer; else it is the host's loader.
+
+    Args:
+        loader: The host's loader over a :class:`TrainSet`.
+        record: Where damaged images are taken down.
+    """
+
+    def __init__(self, loader: Any, record: CorruptImages) -> None:
+        self.loader = loader
+        self.record = record
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return _WatchedIterator(iter(self.loader), self.record)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # while being unpickled
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+class _WatchedIterator:
+    # A class and not a generator function: iter() starts the workers, as the host's loader does.
+    def __init__(self, batches: Iterator[dict[str, Any]], record: CorruptImages) -> None:
+        self._batches = batches
+        self._record = record
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        batch = next(self._batches)
+        damaged = [path for paths in batch.pop(_CORRUPT) for path in paths.splitlines()]
+        for path in self._record.report(damaged):
+            logger.warning("Training image cannot be decoded, another one of its identity takes its place: %s", path)
+        return batch
+
+
+def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(host_build)
+    def build_reid_train_loader(*args: Any, **kwargs: Any) -> Any:
+        cfg = _config_of(args, kwargs)
+        if cfg is None or kwargs.get("train_set") is not None:
+            return host_build(*args, **kwargs)
+        kwargs.pop("cfg", None)
+        sampler, transforms, partner = (kwargs.pop(name, None) for name in ("sampler", "transforms", "partner"))
+        items = _training_items(cfg, kwargs)
+        partners = wants_partners(cfg) if partner is None else partner
+        transforms = transforms or build.build_transforms(cfg, is_train=True)
+        train_set = TrainSet(items, transforms, seed=max(cfg.SEED, 0), partners=partners)
+        loader = host_build(cfg, train_set=train_set, sampler=sampler, transforms=transforms)
+        if partners:
+            loader.batch_sampler.sampler = CountingSampler(loader.batch_sampler.sampler)
+        record = corrupt_images(cfg)
+        record.expect(len(items))
+        return WatchedLoader(loader, record)
+
+    return build_reid_train_loader
+
+
+def _test_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(host_build)
+    def build_reid_test_loader(*args: Any, **kwargs: Any) -> Any:
+        cfg = _config_of(args, kwargs)
+        if cfg is None or kwargs.get("dataset_name") is None or kwargs.get("test_set") is not None:
+            return host_build(*args, **kwargs)
+        kwargs.pop("cfg", None)
+        name, transforms = kwargs.pop("dataset_name"), kwargs.pop("transforms", None)
+        data_set, query, gallery = test_set(cfg, name, **kwargs)
+        if rank() == 0:
+            data_set.show_test()
+        transforms = transforms or build.build_transforms(cfg, is_train=False)
+        images = TestSet([*query, *gallery], transforms)
+        return host_build(cfg, test_set=images, num_query=len(query), transforms=transforms)
+
+    return build_reid_test_loader
+
+
+def _config_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The config a host builder was called with, if it was."""
+    from yacs.config import CfgNode
+
+    first = args[0] if args else kwargs.get("cfg")
+    return first if isinstance(first, CfgNode) else None
+
+
+def _training_items(cfg: Any, options: dict[str, Any]) -> list[Item]:
+    items: list[Item] = []
+    for name in cfg.DATASETS.NAMES:
+        data_set, own = training_set(cfg, name, **options)
+        if rank() == 0:
+            data_set.show_train()
+            _tell_single_images(name, own)
+        items += own
+    return items
+
+
+def _tell_single_images(name: str, items: Sequence[Item]) -> None:
+    single = single_image_identities(str(item[1]) for item in items)
+    if single:
+        logger.warning(
+            "%s: %d of %d training identities have one image only (%s%s). Samplers repeat it, and it has no partner.",
+            name,
+            len(single),
+            len({item[1] for item in items}),
+            ", ".join(single[:5]),
+            ", ..." if len(single) > 5 else "",
+        )

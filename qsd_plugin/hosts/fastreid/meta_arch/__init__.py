@@ -1,0 +1,1 @@
+"""Meta-architectures the plugin registers in fast-reid."""

@@ -1,0 +1,191 @@
+"""The last stage of a recipe: every arm evaluated on the same images, overall and by query quality, with pictures."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+import qsd_plugin
+from qsd_plugin.core.distributed import rank as process_rank
+from qsd_plugin.core.files import write_atomically
+from qsd_plugin.data.synthetic import load_truth
+from qsd_plugin.evaluation.retrieval import RetrievalResult, rank
+from qsd_plugin.hosts.fastreid import extract
+from qsd_plugin.hosts.fastreid.datasets import Item, dataset_folder, test_set, training_set
+from qsd_plugin.quality.labels import QualityLabels
+from qsd_plugin.report.pictures import RankList, draw_label_histogram, draw_rank_lists, draw_worst_and_best
+from qsd_plugin.report.sharpness import sharpness
+
+_THIRDS = ("worst third", "middle third", "best third")
+_RANK_LIST_LENGTH = 10
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Queries and gallery of one data set, and how good each query image is."""
+
+    query: Sequence[Item]
+    gallery: Sequence[Item]
+    quality: NDArray[np.float64]
+    quality_name: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One arm on one test set."""
+
+    result: RetrievalResult
+    query: torch.Tensor
+    gallery: torch.Tensor
+
+
+def write_report(model_cfg: Any, cfg: Any, arms: dict[str, Path], label_files: Sequence[Path], folder: Path) -> None:
+    """Evaluate all arms and write ``results.json``, ``results.md`` and the pictures to ``folder``.
+
+    Args:
+        model_cfg: Config of the network all arms share (the baseline's).
+        cfg: Config of the recipe.
+        arms: Checkpoint of each arm, by name, in the order of the table.
+        label_files: Quality labels of the training sets.
+        folder: Where to write.
+    """
+    if process_rank() != 0:
+        return
+    results: dict[str, Any] = {
+        "note": "one seed, no claim",
+        "seed": cfg.SEED,
+        "environment": environment(),
+        "tests": {},
+    }
+    for name in cfg.DATASETS.TESTS:
+        test = _test_set(cfg, name)
+        rows: dict[str, Any] = {}
+        outcomes: dict[str, Outcome] = {}
+        for arm, checkpoint in arms.items():
+            model = extract.load_model(model_cfg, checkpoint)
+            embeddings = extract.embed(model_cfg, model, [*test.query, *test.gallery], title=f"Evaluating {arm}")
+            query, gallery = embeddings[: len(test.query)], embeddings[len(test.query) :]
+            outcomes[arm] = Outcome(_rank(test, query, gallery, cfg.TEST.METRIC), query, gallery)
+            rows[arm] = by_quality(outcomes[arm].result, test.quality)
+        results["tests"][name] = {"quality": test.quality_name, "queries": len(test.query), "arms": rows}
+        draw_rank_lists(_rank_lists(test, outcomes), folder / f"rank_lists_{name}.png")
+    labels = [QualityLabels.load(path) for path in label_files]
+    draw_label_histogram(
+        {
+            str(table.meta.get("dataset", path.stem)): table.score
+            for table, path in zip(labels, label_files, strict=True)
+        },
+        folder / "label_histogram.png",
+    )
+    paths = [path for path, _, _ in training_set(cfg, cfg.DATASETS.NAMES[0])[1]]
+    scores, known = labels[0].lookup(paths)
+    labelled = [path for path, has_label in zip(paths, known.tolist(), strict=True) if has_label]
+    draw_worst_and_best(labelled, scores[known].double().numpy(), folder / "worst_and_best.png")
+    text = as_table(results)
+    write_atomically(folder / "results.json", json.dumps(results, indent=1).encode())
+    write_atomically(folder / "results.md", text.encode())
+    print(f"\n{text}\nPictures and results.json: {folder}", flush=True)
+
+
+def by_quality(result: RetrievalResult, quality: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    """Rank-1, mAP and mINP in percent, over all valid queries and over the thirds of their quality.
+
+    Args:
+        result: Of one arm.
+        quality: Of every query, [Q]; higher is better.
+    """
+    order = np.argsort(quality[result.valid], kind="stable")
+    groups = {"all": order, **dict(zip(_THIRDS, np.array_split(order, 3), strict=True))}
+    return {
+        name: {
+            "rank1": 100 * float(np.mean(result.first_hit[chosen] == 1)),
+            "mAP": 100 * float(np.mean(result.ap[chosen])),
+            "mINP": 100 * float(np.mean(result.inp[chosen])),
+        }
+        for name, chosen in groups.items()
+        if len(chosen)
+    }
+
+
+def as_table(results: dict[str, Any]) -> str:
+    """Markdown text of ``results``: one table per test set, arms in rows."""
+    parts = []
+    for name, test in results["tests"].items():
+        groups = list(next(iter(test["arms"].values())))
+        header = ["arm", *(f"{group} R1 / mAP / mINP" for group in groups)]
+        body = [
+            [arm, *("{rank1:.1f} / {mAP:.1f} / {mINP:.1f}".format(**row[group]) for group in groups)]
+            for arm, row in test["arms"].items()
+        ]
+        parts.append(
+            f"{name}, {test['queries']} queries, {results['note']} (seed {results['seed']}); "
+            f"thirds of the queries by {test['quality']}\n\n{tabulate(body, headers=header, tablefmt='github')}\n"
+        )
+    return "\n".join(parts)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for every table that leaves this machine."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "qsd_plugin": qsd_plugin.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device,
+    }
+
+
+def _test_set(cfg: Any, name: str) -> TestSet:
+    _, query, gallery = test_set(cfg, name)
+    folder = dataset_folder(cfg, name)
+    paths = [path for path, _, _ in query]
+    if name == "SyntheticPedestrians":
+        truth = load_truth(folder)
+        severity = dict(zip(truth.paths, truth.severity, strict=True))
+        quality = np.array([-severity[Path(path).relative_to(folder).as_posix()] for path in paths])
+        return TestSet(query, gallery, quality, "true degradation severity")
+    return TestSet(query, gallery, sharpness(paths), "sharpness of the query image (no model involved)")
+
+
+def _rank(test: TestSet, query: torch.Tensor, gallery: torch.Tensor, metric: str) -> RetrievalResult:
+    def columns(items: Sequence[Item]) -> tuple[list[int], list[int]]:
+        return [pid for _, pid, _ in items], [camera for _, _, camera in items]
+
+    (query_ids, query_cams), (gallery_ids, gallery_cams) = columns(test.query), columns(test.gallery)
+    return rank(query, gallery, query_ids, gallery_ids, query_cams, gallery_cams, metric=metric)
+
+
+def _rank_lists(test: TestSet, outcomes: dict[str, Outcome]) -> list[RankList]:
+    """The first and the last arm on three queries: the last arm's largest gain, its largest loss, the poorest image."""
+    first, *_, last = outcomes
+    gain = outcomes[last].result.ap - outcomes[first].result.ap
+    valid = np.flatnonzero(outcomes[first].result.valid)
+    chosen = {"largest gain": gain.argmax(), "largest loss": gain.argmin(), "poorest": test.quality[valid].argmin()}
+    lists = []
+    for reason, place in chosen.items():
+        index = int(valid[place])
+        path, identity, camera = test.query[index]
+        # As in the metrics: the query's own identity in its own camera is left out.
+        kept = [at for at, (_, pid, cam) in enumerate(test.gallery) if (pid, cam) != (identity, camera)]
+        for arm in (first, last):
+            outcome = outcomes[arm]
+            similarity = torch.cosine_similarity(outcome.query[index : index + 1], outcome.gallery[kept])
+            nearest = [kept[at] for at in similarity.argsort(descending=True)[:_RANK_LIST_LENGTH].tolist()]
+            lists.append(
+                RankList(
+                    f"{arm}\n({reason})",
+                    path,
+                    [test.gallery[at][0] for at in nearest],
+                    [test.gallery[at][1] == identity for at in nearest],
+                )
+            )
+    return lists

@@ -1,0 +1,41 @@
+"""Collects the statistics that methods return and writes them to the host's event storage at the logging period."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Statistics:
+    """Running means on the device; the only synchronisation is one transfer per ``period`` steps.
+
+    Args:
+        prefix: Put in front of every name, with a slash.
+        period: Steps between two writes; the host's own writers run every 200 steps and at the end of an epoch.
+    """
+
+    def __init__(self, prefix: str, *, period: int = 20) -> None:
+        self.prefix = prefix
+        self.period = period
+        self._sums: dict[str, torch.Tensor] = {}
+        self._steps = 0
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        """Add one step's 0-d tensors; every ``period`` steps their means go to the host's event storage."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
+        self._steps += 1
+        if self._steps >= self.period:
+            self.flush()
+
+    def flush(self) -> dict[str, float]:
+        """Write the means of the steps since the last write, forget them and return them."""
+        from fastreid.utils import events
+
+        if not self._steps:
+            return {}
+        means = (torch.stack(list(self._sums.values())) / self._steps).tolist()
+        written = {f"{self.prefix}/{name}": mean for name, mean in zip(self._sums, means, strict=True)}
+        self._sums, self._steps = {}, 0
+        if events._CURRENT_STORAGE_STACK:
+            events.get_event_storage().put_scalars(**written)
+        return written

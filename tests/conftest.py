@@ -1,0 +1,13 @@
+"""The suite runs on the CPU, also where there is a GPU: only ``-m gpu`` shows CUDA to torch."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide CUDA before anything imports torch; the repairs for machines without it are what most tests are about."""
+    if "gpu" not in config.getoption("markexpr"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""

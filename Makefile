@@ -2,7 +2,7 @@
 # make test    set up, lint, type-check and run the whole suite
 # make check   lint and types only
 # make venv    set up only
-# make test-compat   the suite on the oldest supported stack, in an environment of its own
+# make test-compat   the suite on the oldest supported stack (COMPAT_PYTHON=python3.10), in an environment of its own
 #
 # PYTHON=... picks the interpreter; NO_VENV=1 uses it as it is, without touching the torch installed there.
 
@@ -13,7 +13,6 @@ TEST_ARGS ?=
 COMPAT_PYTHON ?= python3.10
 
 ifdef NO_VENV
-BIN :=
 RUN := $(PYTHON)
 READY := $(VENV)/.no-venv
 else
@@ -21,7 +20,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: demo test check venv test-compat clean
+.PHONY: demo test suite check venv test-compat clean
 
 venv: $(READY)
 
@@ -34,6 +33,7 @@ $(VENV)/.ready: requirements/runtime.txt requirements/hosts.txt requirements/dev
 
 $(VENV)/.no-venv: requirements/hosts.txt setup.py
 	$(RUN) -m pip install --quiet --no-deps -r requirements/hosts.txt
+	$(RUN) -m pip install --quiet -r requirements/dev.txt
 	$(RUN) -m pip install --quiet --no-deps -e .
 	mkdir -p $(VENV) && touch $@
 
@@ -45,11 +45,14 @@ check: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-test: check
+test: check suite
+
+suite: $(READY)
 	$(RUN) -m pytest $(TEST_ARGS)
 
+# Without lint and types: those are clean against the pinned stack, not against older type stubs.
 test-compat:
-	$(MAKE) test PYTHON=$(COMPAT_PYTHON) VENV=.venv-oldest REQUIREMENTS=requirements/oldest.txt
+	$(MAKE) suite PYTHON=$(COMPAT_PYTHON) VENV=.venv-oldest REQUIREMENTS=requirements/oldest.txt
 
 clean:
 	rm -rf $(VENV) .venv-oldest

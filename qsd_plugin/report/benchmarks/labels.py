@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from pathlib import Path
-from statistics import median
+import os
 from typing import Any
 
 import numpy as np
@@ -13,13 +10,12 @@ import torch
 
 from qsd_plugin.quality.sampling import Sample, SimilaritySampler
 from qsd_plugin.quality.sdd_fiqa import sample_distances, sdd_fiqa_labels
+from qsd_plugin.report.benchmarks.paired import extra_memory_mib, paired_ratio
 
 #: Rows per product of the baseline, so that 12,936 images make 54 MB of similarities at a time.
 CHUNK = 1024
 #: Images whose W1 is compared with SciPy's.
 CHECKED = 500
-#: Memory files of Linux: writing 5 to the first makes the process's peak (VmHWM) start again from now.
-_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def run(
@@ -36,9 +32,8 @@ def run(
         pairs: Interleaved pairs of timings after a warm-up.
 
     Returns:
-        Sizes, thread count; median seconds of both; ``ratio`` (ours / product), the median of the paired ratios, with
-        ``ratio_interval``, its distribution-free 95 % interval (the range for fewer than 6 pairs);
-        ``extra_memory_mib``, the peak beyond the embeddings, ``None`` where the system does not tell; ``w1_max_error``.
+        ``size``, ``threads``, ``load`` and ``items`` as :func:`qsd_plugin.report.benchmarks.ranking.run` gives them:
+        ``median`` is ours over the product; ``w1_max_error`` the largest difference from SciPy.
     """
     embeddings, labels = _clusters(rows, dim, identities, seed)
 
@@ -51,24 +46,12 @@ def run(
 
     small = min(rows, CHUNK)
     sdd_fiqa_labels(embeddings[:small], np.arange(small) % (small // 8), rounds=1)  # starts threads, loads libraries
-    extra_memory = _extra_memory(ours)
-    product()
-    times = np.array([[_seconds(ours), _seconds(product)] for _ in range(pairs)])
-    ratios = sorted((times[:, 0] / times[:, 1]).tolist())
-    return {
-        "rows": rows,
-        "dim": dim,
-        "identities": identities,
-        "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "pairs": pairs,
-        "ours_seconds": float(np.median(times[:, 0])),
-        "product_seconds": float(np.median(times[:, 1])),
-        "ratio": median(ratios),
-        "ratio_interval": _median_interval(ratios),
-        "extra_memory_mib": extra_memory,
-        "w1_max_error": _w1_error(embeddings, labels, seed),
-    }
+    load = os.getloadavg()[0]
+    memory = extra_memory_mib(ours)
+    figures = paired_ratio(ours, product, pairs) | {"limit": 2.0, "extra_memory_mib": memory}
+    figures["w1_max_error"] = _w1_error(embeddings, labels, seed)
+    size = {"rows": rows, "dim": dim, "identities": identities, "rounds": rounds}
+    return {"size": size, "threads": torch.get_num_threads(), "load": load, "items": {"quality labels": figures}}
 
 
 def _clusters(rows: int, dim: int, identities: int, seed: int) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
@@ -96,34 +79,3 @@ def _w1_error(embeddings: torch.Tensor, labels: np.ndarray[Any, Any], seed: int)
         for row in range(len(ours))
     ]
     return float(np.abs(ours - theirs).max())
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def _median_interval(ordered: list[float]) -> tuple[float, float]:
-    """95 % interval of the median from order statistics; the range where there are too few values for one."""
-    from scipy.stats import binom
-
-    rank = max(int(binom.ppf(0.025, len(ordered), 0.5)), 1)
-    return ordered[rank - 1], ordered[-rank]
-
-
-def _extra_memory(work: Callable[[], object]) -> float | None:
-    """Peak resident memory while ``work`` runs beyond what was resident before, MiB; exact, but Linux only."""
-    try:
-        _CLEAR_REFS.write_text("5")
-    except OSError:
-        return None
-    before = _status("VmRSS")
-    work()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(field: str) -> int:
-    """A memory field of the process in KiB."""
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1])

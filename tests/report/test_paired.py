@@ -1,0 +1,56 @@
+"""The machinery that all benchmarks share."""
+
+from __future__ import annotations
+
+import sys
+from statistics import median
+
+import numpy as np
+import pytest
+
+from qsd_plugin.report.benchmarks import paired, ranking
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(1, (1, 1)), (5, (1, 5)), (6, (1, 6)), (10, (2, 9)), (30, (10, 21))])
+def test_interval_of_the_median(count: int, ranks: tuple[int, int]) -> None:
+    """Ranks from the tables of the sign test, for instance Conover, "Practical Nonparametric Statistics"."""
+    values = np.random.default_rng(0).permutation(np.arange(1, count + 1)).tolist()
+    assert paired.median_interval(values) == ranks
+
+
+def test_runs_are_interleaved_and_ratios_paired(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = [0.0], []
+
+    def work(name: str, durations: list[float]) -> None:
+        order.append(name)
+        clock[0] += durations.pop(0)
+
+    monkeypatch.setattr(paired.time, "perf_counter", lambda: clock[0])
+    ours, base = [9.0, 2.0, 6.0, 30.0], [9.0, 1.0, 2.0, 10.0]  # the first of each is the warm-up
+    result = paired.paired_ratio(lambda: work("a", ours), lambda: work("b", base), pairs=3)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+    assert result == {"median": 3.0, "low": 2.0, "high": 3.0, "a_seconds": 6.0, "b_seconds": 2.0, "pairs": 3}
+    assert result["median"] == median([2 / 1, 6 / 2, 30 / 10])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_extra_memory_counts_what_was_freed_again() -> None:
+    def work() -> None:
+        np.ones(8 << 20).sum()  # 64 MiB
+
+    extra = paired.extra_memory_mib(work)
+    if extra is None:
+        pytest.skip("the peak cannot be reset here")
+    assert 60 < extra < 80
+    assert paired.extra_memory_mib(lambda: None) < 10  # type: ignore[operator]
+
+
+def test_benchmark_items_at_a_small_size() -> None:
+    size = ranking.Size(queries=30, gallery=200, distractors=20, identities=10, dim=16)
+    for item in (ranking._streamed(size, "trained", 0, 2), ranking._rerank(size, 0, 2)):
+        assert item["pairs"] == 2
+        assert 0 < item["low"] <= item["median"] <= item["high"]
+        assert item["mAP"] > 0.7
+    assert ranking._streamed(size, "untrained", 0, 1)["mAP"] < 0.4
+    first, second = (ranking.people(size, "trained", 3)[0] for _ in range(2))
+    assert first.equal(second)

@@ -1,0 +1,135 @@
+#!/usr/bin/env python
+"""Speed and memory beside an honest baseline in the same process, as paired ratios with 95 % intervals.
+
+python tools/benchmark.py                         everything at the sizes the limits are stated for (about 25 minutes)
+python tools/benchmark.py labels import           some of it
+python tools/benchmark.py --pairs 6 --slow-pairs 2 --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from qsd_plugin.core.files import write_atomically
+
+IMPORT_LIMIT_S = 0.2
+
+
+def main() -> None:
+    """Run the chosen suites, print one table and write JSON on request; exits with 1 when a limit is not met."""
+    suites: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "import": lambda options: import_time(options.pairs),
+        "labels": labels,
+        "ranking": ranking,
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)} (default: all)")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
+    parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs per item")
+    parser.add_argument("--slow-pairs", type=int, default=6, help="pairs where one takes tens of seconds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+    options = parser.parse_args()
+    unknown = set(options.suites) - set(suites)
+    if unknown:
+        parser.error(f"unknown suite {', '.join(sorted(unknown))}; choose from {', '.join(suites)}")
+    results: dict[str, Any] = {"machine": machine(), "command": " ".join(sys.argv), "suites": {}}
+    for name in options.suites or suites:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        results["suites"][name] = suites[name](options)
+    print(f"{results['machine']}\n\n{table(results['suites'])}")
+    if options.json:
+        write_atomically(options.json, json.dumps(results, indent=1).encode())
+    sys.exit(any(met(item) is False for suite in results["suites"].values() for item in suite["items"].values()))
+
+
+def labels(options: argparse.Namespace) -> dict[str, Any]:
+    """SDD-FIQA labels of a Market-1501 sized set."""
+    _set_threads(options.threads)
+    from qsd_plugin.report.benchmarks import labels as suite
+
+    return suite.run(pairs=options.pairs)
+
+
+def ranking(options: argparse.Namespace) -> dict[str, Any]:
+    """Ranking, re-ranking, query expansion and ROC at Market-1501's size."""
+    _set_threads(options.threads)
+    from qsd_plugin.report.benchmarks import ranking as suite
+
+    return suite.run(pairs=options.pairs, slow_pairs=options.slow_pairs)
+
+
+def import_time(runs: int) -> dict[str, Any]:
+    """Seconds that ``import qsd_plugin`` takes inside a fresh interpreter, and what it drags in."""
+    code = (
+        "import sys, time; start = time.perf_counter(); import qsd_plugin; took = time.perf_counter() - start\n"
+        "print(took, any(name in sys.modules for name in ('torch', 'torchvision', 'fastreid', 'insightface')))"
+    )
+    command = [sys.executable, "-c", code]
+    runs_of = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(runs))
+    outputs = [done.stdout.split() for done in runs_of]
+    took = sorted(float(seconds) for seconds, _ in outputs)
+    figures = {"a_seconds": took[len(took) // 2], "seconds_limit": IMPORT_LIMIT_S, "pairs": runs}
+    figures["imports_nothing_heavy"] = all(heavy == "False" for _, heavy in outputs)
+    return {"items": {"import qsd_plugin": figures}}
+
+
+def table(suites: dict[str, Any]) -> str:
+    """One row per item."""
+    rows = []
+    for suite in suites.values():
+        for name, item in suite["items"].items():
+            if "skipped" in item:
+                rows.append([name, "skipped", item["skipped"], "", "", "", "", ""])
+                continue
+            interval = f"{item['median']:.3g} [{item['low']:.3g}, {item['high']:.3g}]" if "median" in item else ""
+            limit = item.get("limit", item.get("seconds_limit", ""))
+            memory = "" if item.get("extra_memory_mib") is None else f"{item['extra_memory_mib']:.0f}"
+            verdict = {True: "met", False: "NOT MET", None: ""}[met(item)]
+            seconds = [f"{item[key]:.3g}" if key in item else "" for key in ("a_seconds", "b_seconds")]
+            rows.append([name, *seconds, interval, limit, verdict, memory, item.get("pairs", "")])
+    headers = ["item", "ours s", "baseline s", "ratio [95 %]", "limit", "verdict", "extra MiB", "pairs"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def met(item: dict[str, Any]) -> bool | None:
+    """Whether an item keeps its limit: the upper bound of the ratio's interval, or the median time."""
+    if "limit" in item and "high" in item:
+        return bool(item["high"] <= item["limit"])
+    if "seconds_limit" in item:
+        return bool(item["a_seconds"] <= item["seconds_limit"])
+    return None
+
+
+def machine() -> str:
+    """Processor, cores and versions."""
+    import numpy
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    versions = f"torch {torch.__version__}, numpy {numpy.__version__}, python {platform.python_version()}"
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads; {versions}"
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    main()

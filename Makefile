@@ -9,7 +9,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= $(shell $(PYTHON) requirements/pick.py)
-TEST_ARGS ?=
+# One process per core; a file's tests stay together, because they share what takes long to make.
+TEST_ARGS ?= --numprocesses 2 --dist loadfile
 COMPAT_PYTHON ?= python3.10
 
 ifdef NO_VENV

@@ -54,9 +54,10 @@ def rerank_blocks(
     query, gallery = to_features(query), to_features(gallery)
     original = distance_blocks(query, gallery, metric, block_bytes=block_bytes)
     encoding = k_reciprocal_encoding(_join(query, gallery, normalise=metric == "cosine"), k1=k1, k2=k2)
+    sets = JaccardDistances(encoding, len(query))
     for start, block in original:
         block *= lambda_value
-        for first, jaccard in jaccard_blocks(encoding, range(start, start + len(block)), len(query)):
+        for first, jaccard in sets.blocks(range(start, start + len(block))):
             jaccard *= 1 - lambda_value
             block[first - start : first - start + len(jaccard)] += jaccard
         yield start, block
@@ -67,7 +68,7 @@ def jaccard_distances(query: Matrix, gallery: Matrix, *, k1: int = 20, k2: int =
     query, gallery = to_features(query), to_features(gallery)
     encoding = k_reciprocal_encoding(_join(query, gallery, normalise=False), k1=k1, k2=k2)
     distances = np.empty((len(query), len(gallery)), dtype=np.float32)
-    for start, block in jaccard_blocks(encoding, range(len(query)), len(query)):
+    for start, block in JaccardDistances(encoding, len(query)).blocks(range(len(query))):
         distances[start : start + len(block)] = block
     return distances
 
@@ -98,41 +99,50 @@ def k_reciprocal_encoding(features: torch.Tensor, *, k1: int = 20, k2: int = 6) 
     return (neighbours @ encoding).tocsr()
 
 
-def jaccard_blocks(encoding: sparse.csr_array, queries: range, num_query: int) -> Iterator[tuple[int, Array]]:
-    """Yield ``(first query, Jaccard distances [B, G])`` of some queries to the gallery (equation 10).
+class JaccardDistances:
+    """Jaccard distances between the sets of queries and gallery images (equation 10), a block of queries at a time.
 
     ``1 - sum_k min(a_k, b_k) / (2 - sum_k min(a_k, b_k))``, where only columns k that both rows share contribute.
 
     Args:
         encoding: Rows of queries, then of the gallery, that sum to 1.
-        queries: Consecutive rows of queries.
         num_query: Number of queries in ``encoding``.
     """
-    gallery = encoding[num_query:].tocsc()
-    num_gallery = gallery.shape[0]
-    holders = np.diff(gallery.indptr)[encoding.indices]  # gallery images that share each entry's column
-    work = np.concatenate(([0], np.cumsum(holders, dtype=np.int64)))[encoding.indptr]
-    work += num_gallery * np.arange(len(work))
-    start = queries.start
-    while start < queries.stop:
-        limit = np.searchsorted(work, work[start] + _BLOCK_WORK, side="right") - 1
-        stop = int(min(max(limit, start + 1), queries.stop))
+
+    def __init__(self, encoding: sparse.csr_array, num_query: int) -> None:
+        self._encoding = encoding
+        self._gallery = encoding[num_query:].tocsc()
+        # For every entry of a query's row: how many gallery images share its column.
+        self._sharing = np.diff(self._gallery.indptr)[encoding.indices[: encoding.indptr[num_query]]]
+        pairs = np.concatenate(([0], np.cumsum(self._sharing, dtype=np.int64)))[encoding.indptr[: num_query + 1]]
+        self._work = pairs + self._gallery.shape[0] * np.arange(num_query + 1)
+
+    def blocks(self, queries: range) -> Iterator[tuple[int, Array]]:
+        """Yield ``(first query, distances [B, G])`` for consecutive ``queries``."""
+        start = queries.start
+        while start < queries.stop:
+            limit = np.searchsorted(self._work, self._work[start] + _BLOCK_WORK, side="right") - 1
+            stop = int(min(max(limit, start + 1), queries.stop))
+            distances = self._overlap(start, stop).astype(np.float32)
+            distances /= 2 - distances
+            np.subtract(1, distances, out=distances)
+            yield start, distances.clip(min=0, out=distances)
+            start = stop
+
+    def _overlap(self, start: int, stop: int) -> Array:
+        """``sum_k min(a_k, b_k)`` [stop - start, G]."""
+        encoding, gallery = self._encoding, self._gallery
         entries = slice(encoding.indptr[start], encoding.indptr[stop])
-        lengths = holders[entries]
-        rows = np.repeat(np.arange(stop - start), np.diff(encoding.indptr[start : stop + 1]))
-        # The stored positions of column k in `gallery`, for every entry (row, k) of the block.
+        lengths = self._sharing[entries]
         ends = np.cumsum(lengths)
-        positions = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
-            gallery.indptr[encoding.indices[entries]] - ends + lengths, lengths
-        )
+        # Where the column of each entry lies in `gallery`, position by position, one entry after the other.
+        offsets = gallery.indptr[encoding.indices[entries]] - ends + lengths
+        positions = np.arange(lengths.sum()) + np.repeat(offsets, lengths)
         shared = np.minimum(np.repeat(encoding.data[entries], lengths), gallery.data[positions])
-        cells = np.repeat(rows * num_gallery, lengths) + gallery.indices[positions]
-        overlap = np.bincount(cells, shared, minlength=(stop - start) * num_gallery)
-        distances = overlap.astype(np.float32).reshape(stop - start, num_gallery)
-        distances /= 2 - distances
-        np.subtract(1, distances, out=distances)
-        yield start, distances.clip(min=0, out=distances)
-        start = stop
+        rows = np.repeat(np.arange(stop - start), np.diff(encoding.indptr[start : stop + 1]))
+        shape = stop - start, gallery.shape[0]
+        cells = np.repeat(rows * shape[1], lengths) + gallery.indices[positions]
+        return np.bincount(cells, shared, minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def _join(query: torch.Tensor, gallery: torch.Tensor, *, normalise: bool) -> torch.Tensor:

@@ -6,11 +6,9 @@ Shapes: Q queries, G gallery images, D embedding dimension, V queries with at le
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from qsd_plugin.core.errors import DataError
 from qsd_plugin.evaluation.arrays import Array, Labels, Matrix
@@ -143,18 +141,15 @@ class Ranker:
                 expected="numbers",
                 remedy="Check the embeddings of these queries and of the gallery; a diverged network produces NaN.",
             )
-        workers = min(torch.get_num_threads(), len(distances))
-        bounds = np.linspace(0, len(distances), workers + 1, dtype=int)
-        if workers <= 1:
-            self._add_rows(start, distances)
-            return
-        with ThreadPoolExecutor(workers) as pool:  # NumPy releases the interpreter lock while it compares and sorts
-            parts = [
-                pool.submit(self._add_rows, start + first, distances[first:last])
-                for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
-            ]
-            for part in parts:
-                part.result()
+        # One thread: these calls are too short to share the interpreter lock, two threads take twice as long.
+        mask = np.empty(distances.shape[1], dtype=bool)
+        for query, row in enumerate(np.ascontiguousarray(distances), start):
+            matches, is_positive = self._truth.matches(query)
+            if is_positive.any():
+                ranks = _positive_ranks(row, matches, is_positive, mask)
+                self._first_hit[query] = ranks[0]
+                self._ap[query] = (np.arange(1, len(ranks) + 1) / ranks).mean()
+                self._inp[query] = len(ranks) / ranks[-1]
 
     def result(self) -> RetrievalResult:
         """The metrics of all queries added.
@@ -184,16 +179,6 @@ class Ranker:
             valid=valid,
             first_hit=first_hit,
         )
-
-    def _add_rows(self, start: int, distances: Array) -> None:
-        mask = np.empty(distances.shape[1], dtype=bool)
-        for query, row in enumerate(np.ascontiguousarray(distances), start):
-            matches, is_positive = self._truth.matches(query)
-            if is_positive.any():
-                ranks = _positive_ranks(row, matches, is_positive, mask)
-                self._first_hit[query] = ranks[0]
-                self._ap[query] = (np.arange(1, len(ranks) + 1) / ranks).mean()
-                self._inp[query] = len(ranks) / ranks[-1]
 
 
 def _positive_ranks(row: Array, matches: Array, is_positive: Array, mask: Array) -> Array:

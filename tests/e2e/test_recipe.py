@@ -149,3 +149,17 @@ def refused(command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         runpy.run_path(command[1], run_name="__main__")
     assert stopped.value.code == 2
     return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_label_tool_makes_the_recipe_s_labels_again_and_checks_them(finished: Path, data: Path, tmp_path: Path) -> None:
+    train = train_net_command("QSD/market.yml", finished)
+    opts = train[train.index("MODEL.BACKBONE.DEPTH") :]
+    tool = [train[0], str(Path(train[1]).with_name("quality_labels.py")), *train[2:4]]
+    weights = ["--weights", str(finished / "baseline" / "model_final.pth"), "--output", str(tmp_path / "labels")]
+    code, text = run([*tool, *weights, *opts], environment(data))
+    assert code == 0, text
+    again = QualityLabels.load(tmp_path / "labels" / "Market1501.npz")
+    stored = QualityLabels.load(finished / "labels" / "Market1501.npz")
+    assert again.keys == stored.keys
+    assert again.score == pytest.approx(stored.score, abs=1e-3)
+    assert "100.00%" in text.splitlines()[-1]

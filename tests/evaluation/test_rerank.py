@@ -10,7 +10,7 @@ from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.evaluation.arrays import Array
 from qsd_plugin.evaluation.neighbours import nearest
 from qsd_plugin.evaluation.rerank import (
-    jaccard_blocks,
+    JaccardDistances,
     jaccard_distances,
     k_reciprocal_encoding,
     rerank_blocks,
@@ -83,10 +83,10 @@ def test_blocks_mix_both_distances(metric: str, block_bytes: int) -> None:
 
 def test_jaccard_blocks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     query, gallery = people(2)
-    encoding = k_reciprocal_encoding(torch.from_numpy(np.concatenate((query, gallery))))
-    whole = np.concatenate([block.copy() for _, block in jaccard_blocks(encoding, range(40), 40)])
+    sets = JaccardDistances(k_reciprocal_encoding(torch.from_numpy(np.concatenate((query, gallery)))), 40)
+    whole = np.concatenate([block for _, block in sets.blocks(range(40))])
     monkeypatch.setattr("qsd_plugin.evaluation.rerank._BLOCK_WORK", 4000)
-    parts = [(start, block.copy()) for start, block in jaccard_blocks(encoding, range(5, 40), 40)]
+    parts = list(sets.blocks(range(5, 40)))
     assert len(parts) > 5
     assert parts[0][0] == 5
     np.testing.assert_array_equal(np.concatenate([block for _, block in parts]), whole[5:])

@@ -225,17 +225,6 @@ def test_blocks_in_any_order_and_any_memory_layout() -> None:
                 plain_loop(torch.from_numpy(distances).bfloat16().float().numpy(), *labels))  # fmt: skip
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_threads_change_nothing(threads: int) -> None:
-    distances, *labels = problem(13)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        assert_same(rank_distances(distances, *labels), plain_loop(distances, *labels))
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_embeddings_and_distances_are_left_alone() -> None:
     distances, *labels = problem(14)
     given = distances.copy()

@@ -40,6 +40,8 @@ def activate() -> None:
             "fast-reid is not installed",
             remedy="Install it without its outdated dependency pins: pip install --no-deps fastreid==1.4.0",
         )
+    # Raised by the host's ToTensor in every worker of every run, and nothing a user could act on.
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated", module=r"fastreid\.")
     compat.install(_import_host)
     from qsd_plugin.hosts.fastreid import register
 

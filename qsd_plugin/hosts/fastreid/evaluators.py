@@ -66,11 +66,17 @@ def with_cpu_jaccard(host_build_dist: Callable[..., Array]) -> Callable[..., Arr
 def evaluate(evaluator: Any) -> OrderedDict[str, float]:
     """``ReidEvaluator.evaluate``: the host's results under the host's names, block by block.
 
-    Neither the distance matrix nor an ordering of it is ever held. ``TPR@FPR`` is the share of genuine pairs accepted
-    by a threshold that accepts at most that share of impostor pairs.
+    Neither the distance matrix nor an ordering of it is ever held. One number differs from the host's on purpose:
+    ``TPR@FPR`` is the share of genuine pairs accepted by a threshold that accepts at most that share of impostor pairs.
+    The host calls impostors positive and looks up the nearest point of a thinned-out curve, which gives 0 for a perfect
+    model.
 
     Args:
         evaluator: The host's evaluator, which has processed the queries and then the gallery.
+
+    Returns:
+        ``Rank-1``, ``Rank-5``, ``Rank-10``, ``mAP``, ``mINP`` and ``metric`` in per cent, ``TPR@FPR=...`` as fractions;
+        nothing on ranks other than the first.
 
     Raises:
         DataError: No query has a match, or embeddings are NaN.

@@ -253,6 +253,8 @@ def children(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, 
     script.touch()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", [str(script), "--flag"])
+    # A test process started by pytest-xdist is no script of its own.
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     monkeypatch.setattr(processes, "run_all", lambda command, environments: started.extend(environments))
     return started
 

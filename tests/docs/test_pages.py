@@ -1,0 +1,67 @@
+"""README and project pages: their commands, keys, links and tables are true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qsd_plugin.hosts import fastreid as host
+
+host.activate()
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("projects/*/README.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_named_in_commands_and_links_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    commands = "\n".join(blocks(page, "bash"))
+    named = set(re.findall(r"(?<![\w/.-])((?:tools|projects|requirements)/[\w./-]+\.(?:py|yml|txt))", commands))
+    links = {link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link}
+    assert named
+    for name in named:
+        assert (ROOT / name).is_file(), name
+    for link in links:
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_config_keys_in_commands_exist(page: Path) -> None:
+    from fastreid.config import get_cfg
+
+    cfg = get_cfg()
+    commands = "\n".join(blocks(page, "bash"))
+    keys = set(re.findall(r"(?<![\w.])((?:[A-Z][A-Z_]+\.)+[A-Z_]+) ", commands))
+    for key in keys:
+        node = cfg
+        for part in key.split("."):
+            assert part in node, key
+            node = node[part]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_python_blocks_run(page: Path) -> None:
+    for block in blocks(page, "python"):
+        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+
+
+def test_patch_table_on_the_page_is_the_real_one() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "doctor.py"), "--patches"]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    page = (ROOT / "projects/QSD/README.md").read_text(encoding="utf-8")
+    assert table in page, "Paste the output of `python tools/doctor.py --patches` into projects/QSD/README.md."
+
+
+def test_no_placeholder_is_left() -> None:
+    for page in PAGES:
+        assert not re.search(r"@[A-Z_]+@", page.read_text(encoding="utf-8")), page

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +67,16 @@ def test_patch_table_on_the_page_is_the_real_one() -> None:
 def test_no_placeholder_is_left() -> None:
     for page in PAGES:
         assert not re.search(r"@[A-Z_]+@", page.read_text(encoding="utf-8")), page
+
+
+def test_result_tables_come_from_the_stored_results() -> None:
+    from qsd_plugin.hosts.fastreid.report import as_table
+
+    folder = ROOT / "projects/QSD/results"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("demo", "market_cpu"):
+        table = as_table(json.loads((folder / f"{name}.json").read_text())).strip()
+        assert table in text, name
+        assert table in (ROOT / "projects/QSD/README.md").read_text(encoding="utf-8"), name
+    tool = runpy.run_path(str(ROOT / "tools" / "benchmark.py"))
+    assert tool["table"](json.loads((folder / "benchmark.json").read_text())["suites"]) in text

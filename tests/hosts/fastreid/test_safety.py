@@ -43,11 +43,10 @@ def test_few_damaged_images_are_replaced_and_listed_at_the_end(
     monkeypatch.setattr(logging.getLogger("fastreid"), "propagate", True)
     running.resume_or_load(resume=False)
     running.train()
-    summary = [record.getMessage() for record in caplog.records if "could not be decoded" in record.getMessage()]
-    assert len(summary) == 1
-    assert "2 of 64 training images" in summary[0]
-    assert images[0].name in summary[0]
-    assert images[9].name in summary[0]
+    (summary,) = {record.getMessage() for record in caplog.records if "could not be decoded" in record.getMessage()}
+    assert "2 of 64 training images" in summary
+    assert images[0].name in summary
+    assert images[9].name in summary
 
 
 def test_too_many_damaged_images_stop_the_run_with_the_list_and_a_checkpoint(

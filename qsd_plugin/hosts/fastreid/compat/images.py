@@ -20,10 +20,10 @@ def _to_tensor_fails() -> bool:
     from fastreid.data.transforms.functional import to_tensor
 
     try:
-        to_tensor(Image.new("1", (2, 2)))
+        # NumPy 2 refuses the host's conversion; NumPy 1 lets 65535 wrap around to -1.
+        return int(to_tensor(Image.new("I;16", (1, 1), 65535)).max()) != 65535
     except ValueError:
         return True
-    return False
 
 
 def _repair_to_tensor() -> Undo:
@@ -73,7 +73,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         row="S18",
         where="data/transforms/functional.py:40,44",
-        symptom="ToTensor raises ValueError on bilevel and 16-bit images under numpy 2",
+        symptom="ToTensor raises ValueError on bilevel and 16-bit images under NumPy 2; under NumPy 1 the latter wrap",
         action="these modes are converted with a copy",
         needed=_to_tensor_fails,
         apply=_repair_to_tensor,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Speed and memory beside an honest baseline in the same process, as paired ratios with 95 % intervals.
 
-python tools/benchmark.py                         everything at the sizes the limits are stated for (about 25 minutes)
+python tools/benchmark.py                         everything at the sizes the limits are stated for (about 30 minutes)
 python tools/benchmark.py labels import           some of it
 python tools/benchmark.py --pairs 6 --slow-pairs 2 --json out.json
 """
@@ -35,8 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)} (default: all)")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
-    parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs per item")
-    parser.add_argument("--slow-pairs", type=int, default=6, help="pairs where one takes tens of seconds")
+    parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs per item with a limit")
+    parser.add_argument("--slow-pairs", type=int, default=6, help="pairs of slow items without a limit")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     options = parser.parse_args()
     unknown = set(options.suites) - set(suites)

@@ -16,9 +16,8 @@ from qsd_plugin.evaluation.distances import distance_blocks, row_blocks
 from qsd_plugin.evaluation.ground_truth import GroundTruth
 
 MAX_RANK = 50
-#: Above this many negatives, counting them by bucket beats sorting them.
-_MANY = 2000
-_BUCKETS = 2000
+#: Share of the gallery up to a query's last positive above which sorting the whole row beats picking the negatives.
+_PICK_UP_TO = 0.5
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,9 @@ def rank_blocks(
 class Ranker:
     """Takes distances block by block, in any order, and gives the metrics at the end.
 
-    Only gallery images no farther than the query's farthest positive can change its metrics, and of those only how many
-    negatives precede each positive matters. So only distances are sorted, few of them, and no indices. Queries with a
-    negative exactly as far as a positive depend on the order of equal distances and take the full ``argsort``.
+    Only how many negatives precede each positive matters, so distances are sorted and no indices, and where the last
+    positive comes early only the distances up to it. Queries with a negative exactly as far as a positive depend on the
+    order of equal distances and take the full ``argsort``.
 
     Args:
         truth: Which gallery images count for which query.
@@ -192,13 +191,18 @@ def _positive_ranks(row: Array, matches: Array, is_positive: Array, mask: Array)
     """
     positives = np.sort(row[matches[is_positive]])
     np.less_equal(row, positives[-1], out=mask)
-    mask[matches] = False
-    negatives = row.compress(mask)
-    counted, negatives = _count_by_bucket(negatives, positives) if len(negatives) > _MANY else (0, negatives)
-    negatives.sort()
-    before = negatives.searchsorted(positives, side="left")
-    if np.array_equal(before, negatives.searchsorted(positives, side="right")):
-        return counted + before + np.arange(1, len(positives) + 1)
+    if np.count_nonzero(mask) <= _PICK_UP_TO * len(row):
+        mask[matches] = False
+        negatives = np.sort(row.compress(mask))
+        before, up_to = _below_and_up_to(negatives, positives)
+    else:
+        # Count among all images, then take off the matches themselves.
+        before, up_to = _below_and_up_to(np.sort(row), positives)
+        for others in (positives, np.sort(row[matches[~is_positive]])):
+            below, equal_or_below = _below_and_up_to(others, positives)
+            before, up_to = before - below, up_to - equal_or_below
+    if np.array_equal(before, up_to):
+        return before + np.arange(1, len(positives) + 1)
     order = np.argsort(row)
     mask[:] = True
     mask[matches[~is_positive]] = False
@@ -208,22 +212,6 @@ def _positive_ranks(row: Array, matches: Array, is_positive: Array, mask: Array)
     return np.flatnonzero(mask[kept]) + 1
 
 
-def _count_by_bucket(negatives: Array, positives: Array) -> tuple[Array | int, Array]:
-    """How many negatives precede each positive for certain, and the remaining negatives, which must be compared.
-
-    Rounding never reverses an order, so of two distances in different buckets the one in the lower bucket is smaller.
-    Counting buckets costs a fraction of a sort; only negatives in the bucket of a positive remain.
-    """
-    with np.errstate(all="ignore"):  # infinite or equal distances
-        scale = _BUCKETS / (positives[-1] - positives[0])
-        if not 0 < scale < np.inf:
-            return 0, negatives
-        own, buckets = (
-            ((values - positives[0]) * scale).clip(-1, _BUCKETS).astype(np.intp) + 1
-            for values in (positives, negatives)
-        )
-    counts = np.bincount(buckets, minlength=_BUCKETS + 2)
-    counts[own] = 0
-    shared = np.zeros(_BUCKETS + 2, dtype=bool)
-    shared[own] = True
-    return counts.cumsum()[own], negatives[shared[buckets]]
+def _below_and_up_to(ordered: Array, values: Array) -> tuple[Array, Array]:
+    """How many of ``ordered`` (ascending) are below each value, and how many are not above it."""
+    return ordered.searchsorted(values, side="left"), ordered.searchsorted(values, side="right")

@@ -18,11 +18,11 @@ from qsd_plugin.evaluation.retrieval import Ranker, RetrievalResult, rank, rank_
 GOLDEN = Path(__file__).parents[1] / "data" / "retrieval.npz"
 
 
-@pytest.fixture(autouse=True, params=["sorting", "buckets"])
+@pytest.fixture(autouse=True, params=["negatives picked", "whole rows"])
 def _both_ways_of_counting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything here holds for short rows, which are sorted, and for long ones, which are counted by bucket."""
-    if request.param == "buckets":
-        monkeypatch.setattr("qsd_plugin.evaluation.retrieval._MANY", 0)
+    """Everything here holds for queries whose last positive comes early and for those where it comes late."""
+    limit = 1.0 if request.param == "negatives picked" else -1.0
+    monkeypatch.setattr("qsd_plugin.evaluation.retrieval._PICK_UP_TO", limit)
 
 
 def problem(seed: int, queries: int = 37, gallery: int = 211, ids: int = 12, cams: int = 4) -> tuple[Array, ...]:
@@ -135,7 +135,7 @@ def test_infinite_distances() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_long_rows(dtype: type) -> None:
-    """Enough negatives for the buckets; half precision ties, and far outliers squeeze the rest into one bucket."""
+    """Half precision ties, and far outliers on either side."""
     distances, *labels = problem(18, queries=8, gallery=6000)
     distances[::2, ::500] = 3e4
     distances[1::2, ::500] = -3e4

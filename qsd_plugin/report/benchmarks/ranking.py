@@ -59,8 +59,8 @@ def run(size: Size = Size(), *, pairs: int = 30, slow_pairs: int = 6, seed: int 
 
     Args:
         size: The retrieval problem.
-        pairs: Interleaved pairs of timings where a pair takes seconds.
-        slow_pairs: The same where a pair takes tens of seconds.
+        pairs: Interleaved pairs of timings of what a limit is stated for.
+        slow_pairs: The same where a pair takes tens of seconds and there is no limit.
         seed: Seeds the embeddings.
 
     Returns:
@@ -74,11 +74,11 @@ def run(size: Size = Size(), *, pairs: int = 30, slow_pairs: int = 6, seed: int 
         built = _build_host(Path(folder))
         jobs: dict[str, tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]] = {}
         for kind in NOISE:
-            jobs[f"given distances, {kind}"] = _given, (size, kind, seed, slow_pairs, folder)
+            jobs[f"given distances, {kind}"] = _given, (size, kind, seed, pairs, folder)
             jobs[f"streamed, {kind}"] = _streamed, (size, kind, seed, pairs)
         jobs["given distances, all equal"] = _all_equal, (size, seed)
         jobs["ROC"] = _roc, (size, seed, folder)
-        jobs["re-ranking"] = _rerank, (size, seed, slow_pairs)
+        jobs["re-ranking"] = _rerank, (size, seed, pairs)
         jobs["query expansion"] = _expansion, (size, seed, slow_pairs)
         for name, (job, arguments) in jobs.items():
             if folder in arguments and built is not None:

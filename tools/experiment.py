@@ -40,9 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--accept-stale", action="store_true", help="keep finished stages with other settings")
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values of all arms; OUTPUT_DIR: the results"
+        "opts", nargs="*", metavar="KEY VALUE", help="config values of all arms; OUTPUT_DIR: the results"
     )
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # options may come before and after the KEY VALUE pairs
 
 
 def run(arguments: argparse.Namespace) -> int:

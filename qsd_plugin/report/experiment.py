@@ -185,7 +185,9 @@ def _arms(value: Any, where: str) -> dict[str, Arm]:
 def _seeds(value: Any, where: str) -> list[int]:
     good = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
     if not good or len(set(value)) != len(value):
-        raise ConfigError(f"{where} seeds", value=value, expected="a list of different integers >= 0, such as [0, 1, 2]")
+        raise ConfigError(
+            f"{where} seeds", value=value, expected="a list of different integers >= 0, such as [0, 1, 2]"
+        )
     return list(value)
 
 

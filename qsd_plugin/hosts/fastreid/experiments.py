@@ -8,6 +8,7 @@ the others go on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -249,7 +250,11 @@ def _training_stage(
         test_name = plain.DATASETS.TESTS[0]
         test = report.load_test(plain, test_name)
         result = report.evaluate_per_query(
-            plain, given or folder / "model_final.pth", test, dataset_folder(plain, test_name), title=f"Evaluating {name}"
+            plain,
+            given or folder / "model_final.pth",
+            test,
+            dataset_folder(plain, test_name),
+            title=f"Evaluating {name}",
         )
         result.save(folder / per_query.FILE)
         means = dict(zip(per_query.METRICS, result.metrics().mean(axis=0).tolist(), strict=True))
@@ -276,12 +281,11 @@ def _run_in_processes(plan: Plan, blocks: Sequence[tuple[str, int]], jobs: int, 
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_process, initargs=(events,)) as pool:
         waiting = [pool.submit(_block_in_process, plan, split, seed) for split, seed in blocks]
         while waiting or not events.empty():
-            try:
+            with contextlib.suppress(queue.Empty):
                 progress.stage_ended(events.get(timeout=0.5))
-            except queue.Empty:
-                for done in [future for future in waiting if future.done()]:
-                    waiting.remove(done)
-                    done.result()  # raises what a block could not report itself
+            for done in [future for future in waiting if future.done()]:
+                waiting.remove(done)
+                done.result()  # raises what a block could not report itself
 
 
 _events: Any = None  # the queue to the parent, in a process that runs blocks

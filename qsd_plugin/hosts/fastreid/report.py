@@ -182,6 +182,7 @@ def load_test(cfg: Any, name: str) -> TestSet:
 
 def rank_test(test: TestSet, query: torch.Tensor, gallery: torch.Tensor, metric: str) -> RetrievalResult:
     """Retrieval metrics of embeddings [Q, D] and [G, D] of a test set."""
+
     def columns(items: Sequence[Item]) -> tuple[list[int], list[int]]:
         return [pid for _, pid, _ in items], [camera for _, _, camera in items]
 

@@ -8,21 +8,20 @@ the others go on.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
 import os
-import queue
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from qsd_plugin.core.errors import ConfigError
+from qsd_plugin.core.errors import ConfigError, StageError
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.progress import duration
 from qsd_plugin.core.stages import MARKER, Stage, run_recipe
@@ -35,6 +34,7 @@ from qsd_plugin.report.experiment import BASELINE, LABELS, PICTURES, Experiment
 #: Where a failed stage leaves its traceback, and a block in a process of its own what it prints.
 ERROR, CONSOLE = "error.txt", "console.log"
 
+_POLL_S = 0.5
 _ARGUMENTS = argparse.Namespace(config_file="", eval_only=False)  # for the host's log
 
 
@@ -275,17 +275,24 @@ def _training_stage(
 
 def _run_in_processes(plan: Plan, blocks: Sequence[tuple[str, int]], jobs: int, progress: Progress) -> None:
     context = get_context("spawn")  # torch's threads do not survive a fork
-    events = context.Queue()
+    events = context.SimpleQueue()  # whose put() returns when the event is on its way
     threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_process, initargs=(events,)) as pool:
         waiting = [pool.submit(_block_in_process, plan, split, seed) for split, seed in blocks]
-        while waiting or not events.empty():
-            with contextlib.suppress(queue.Empty):
-                progress.stage_ended(events.get(timeout=0.5))
-            for done in [future for future in waiting if future.done()]:
-                waiting.remove(done)
-                done.result()  # raises what a block could not report itself
+        while waiting:
+            ended, _ = wait(waiting, timeout=_POLL_S)
+            while not events.empty():
+                progress.stage_ended(events.get())
+            for future in ended:
+                waiting.remove(future)
+                try:
+                    future.result()  # raises what a block could not report itself
+                except BrokenProcessPool as error:
+                    raise StageError(
+                        "A process of the experiment was ended from outside (out of memory?)",
+                        remedy="Start the same command again, with fewer --jobs; what has finished is kept.",
+                    ) from error
 
 
 _events: Any = None  # the queue to the parent, in a process that runs blocks

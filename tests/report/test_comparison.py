@@ -58,7 +58,16 @@ def experiment(tmp_path: Path) -> Experiment:
     """Two splits x two seeds; QSD gains 4 points everywhere, the worst third 10 more; reversing it changes nothing."""
     arms = {name: Arm(f"about {name}") for name in ("finetune", "qsd", "reversed", "shuffled")}
     made = Experiment(
-        "toy", "c.yml", str(tmp_path), {}, [0, 1], {"a": {}, "b": {}}, arms, "finetune", ["qsd"], ["reversed", "shuffled"]
+        "toy",
+        "c.yml",
+        str(tmp_path),
+        {},
+        [0, 1],
+        {"a": {}, "b": {}},
+        arms,
+        "finetune",
+        ["qsd"],
+        ["reversed", "shuffled"],
     )
     generator = np.random.default_rng(0)
     for place, (split, seed) in enumerate(made.blocks):
@@ -84,12 +93,16 @@ def test_difference_mean_spread_and_thirds_are_those_built_in(experiment: Experi
     assert found is not None
     assert found["metrics"]["mAP"]["value"] == pytest.approx(4 + 10 / 3 + 0.15)
     assert found["metrics"]["mAP"]["std"] == pytest.approx(0.2 / np.sqrt(2))
-    assert sorted(found["metrics"]["mAP"]["per_run"]) == pytest.approx([7.333 + step for step in (0, 0.1, 0.2, 0.3)], abs=1e-3)
+    assert sorted(found["metrics"]["mAP"]["per_run"]) == pytest.approx(
+        [7.333 + step for step in (0, 0.1, 0.2, 0.3)], abs=1e-3
+    )
     assert found["metrics"]["mINP"]["value"] == pytest.approx((4 + 10 / 3 + 0.15) / 2)
     assert found["metrics"]["mAP"]["identities"] == 60
     worst, best = (difference(summary, "qsd", "finetune", group) for group in ("worst third", "best third"))
-    assert worst and worst["metrics"]["mAP"]["value"] == pytest.approx(14.15)
-    assert best and best["metrics"]["mAP"]["value"] == pytest.approx(4.15)
+    assert worst is not None
+    assert worst["metrics"]["mAP"]["value"] == pytest.approx(14.15)
+    assert best is not None
+    assert best["metrics"]["mAP"]["value"] == pytest.approx(4.15)
     runs = [PerQuery.load(experiment.folder(*block) / "qsd" / "per_query.npz").ap.mean() for block in experiment.blocks]
     shown = summary["arms"]["qsd"]["metrics"]["all"]["mAP"]
     assert shown["mean"] == pytest.approx(100 * np.mean(runs))

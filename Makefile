@@ -39,7 +39,8 @@ $(VENV)/.no-venv: requirements/hosts.txt setup.py
 	mkdir -p $(VENV) && touch $@
 
 demo: $(READY)
-	$(RUN) tools/train_net.py --config-file projects/QSD/demo.yml
+	$(RUN) tools/experiment.py projects/QSD/experiments/demo.yml
+	$(RUN) tools/compare.py logs/demo
 
 check: $(READY)
 	$(RUN) -m ruff check .

@@ -28,7 +28,7 @@ setup(
     package_data={
         "qsd_plugin": ["py.typed"],
         "qsd_plugin.model_zoo.configs": ["*.yml"],
-        "qsd_plugin.model_zoo.projects": ["*/*.yml"],
+        "qsd_plugin.model_zoo.projects": ["*/*.yml", "*/*/*.yml"],
     },
     install_requires=[
         "torch>=2.6",  # the methods
@@ -53,6 +53,8 @@ setup(
             "qsd-train=qsd_plugin.tools.train_net:main",
             "qsd-doctor=qsd_plugin.tools.doctor:main",
             "qsd-data=qsd_plugin.tools.build_data:main",
+            "qsd-experiment=qsd_plugin.tools.experiment:main",
+            "qsd-compare=qsd_plugin.tools.compare:main",
             "qsd-labels=qsd_plugin.tools.quality_labels:main",
         ]
     },

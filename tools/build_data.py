@@ -1,6 +1,7 @@
 """Data from the command line: check a data folder, make the built-in synthetic set.
 
 python tools/build_data.py reid-check DIR        identities, cameras, leaks and damaged files of a folder or CSV list
+python tools/build_data.py reid-list DIR OUT.csv list a folder's images without its split, to split by identity anew
 python tools/build_data.py synthetic DIR         write the synthetic pedestrians below DIR
 """
 
@@ -34,6 +35,16 @@ def reid_check(options: argparse.Namespace) -> int:
     return 1 if report.problems else 0
 
 
+def reid_list(options: argparse.Namespace) -> int:
+    """``reid-list``: write the list and print what is in it."""
+    from qsd_plugin.data.reid_lists import write_list
+
+    items = write_list(options.folder, options.file).train
+    identities, cameras = len({item.identity for item in items}), len({item.camera for item in items} - {None})
+    print(f"{options.file}: {len(items)} images, {identities} identities, {cameras} cameras")
+    return 0
+
+
 def synthetic(options: argparse.Namespace) -> int:
     """``synthetic``: write the synthetic pedestrians and print where."""
     from qsd_plugin.data.synthetic import SyntheticPedestrians, build
@@ -56,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--test-fraction", type=float, default=0.5, help="as DATA.TEST_FRACTION (default %(default)s)")
     check.add_argument("--split-seed", type=int, default=0, help="as DATA.SPLIT_SEED (default %(default)s)")
     check.set_defaults(run=reid_check)
+
+    pool = commands.add_parser("reid-list", help="write a folder's images as a CSV list path,pid,camid")
+    pool.add_argument("folder", metavar="DIR", help="data-set folder; junk and distractors (-1, 0) are left out")
+    pool.add_argument("file", metavar="OUT.csv", help="for DATA.LIST")
+    pool.set_defaults(run=reid_list)
 
     make = commands.add_parser("synthetic", help="write the built-in synthetic pedestrians")
     make.add_argument("folder", metavar="DIR", help="cache folder; the set gets a folder of its own below it")

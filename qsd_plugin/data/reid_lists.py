@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from qsd_plugin.core.errors import DataError, did_you_mean
+from qsd_plugin.core.files import write_atomically
 from qsd_plugin.data.identity_split import COLUMNS, stored_split
 from qsd_plugin.data.items import SPLITS, ImageItem, ImageSplits, make_splits
+from qsd_plugin.data.reid_folders import read_folder
 
 _REQUIRED = COLUMNS[:3]
 _SHOWN = 3
@@ -57,6 +60,41 @@ def read_list(
         test_fraction=test_fraction,
         seed=split_seed,
     )
+
+
+def write_list(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> ImageSplits:
+    """List all images of a data-set folder in a CSV file without its split, so that it can be split by identity anew.
+
+    Who is nobody in particular is left out: Market-1501's junk (identity -1) and the distractors of its gallery (0000).
+
+    Args:
+        folder: In one of the layouts of :mod:`qsd_plugin.data.reid_folders`.
+        file: The CSV file to write: paths are relative to its folder where they lie below it, absolute otherwise.
+
+    Returns:
+        The listed images, all of them as ``train``.
+
+    Raises:
+        DataError: The folder cannot be read or the file cannot be written.
+    """
+    target = Path(file).expanduser().absolute()
+    splits = read_folder(folder, split_folders=())
+    searched = {item.identity for item in splits.query}
+    items = [item for split, item in splits if not _is_distractor(split, item, searched)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_REQUIRED)
+    for item in sorted(items):
+        path = Path(item.path).absolute()
+        shown = path.relative_to(target.parent) if path.is_relative_to(target.parent) else path
+        writer.writerow([shown.as_posix(), item.identity, item.camera or ""])
+    write_atomically(target, text.getvalue().encode())
+    return make_splits(items, (), (), root=splits.root)
+
+
+def _is_distractor(split: str, item: ImageItem, searched: Set[str]) -> bool:
+    # Market-1501's number 0 is everybody who is not searched for, and no person. Its junk is not even read.
+    return split == "gallery" and item.identity.strip("0") == "" and item.identity not in searched
 
 
 def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:

@@ -1,7 +1,7 @@
 import pytest
 
 from qsd_plugin.core.errors import DataError
-from qsd_plugin.data.reid_lists import read_list
+from qsd_plugin.data.reid_lists import read_list, write_list
 
 
 @pytest.fixture
@@ -90,3 +90,56 @@ def test_misformed_lists_are_refused(folder, text, message):
 def test_missing_list_is_refused(folder):
     with pytest.raises(DataError, match=r"Image list: got .*none\.csv'; expected an existing CSV file"):
         read_list(folder / "none.csv")
+
+
+def market(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def test_list_of_a_folder_pools_its_parts_without_junk_and_distractors_and_splits_anew(tmp_path):
+    people = [
+        f"{part}/{pid:04d}_c{cam}s1_{pid}.jpg"
+        for part, pids, cams in (
+            ("bounding_box_train", (2, 7), (1, 2, 3)),
+            ("query", (11, 12), (1,)),
+            ("bounding_box_test", (11, 12), (2, 3)),
+        )
+        for pid in pids
+        for cam in cams
+    ]
+    nobody = ["bounding_box_test/0000_c1s1_0.jpg", "bounding_box_test/-1_c1s1_0.jpg"]
+    folder = market(tmp_path / "data", *people, *nobody)
+    listed = write_list(folder, tmp_path / "lists" / "all.csv")
+    assert sorted(item.path for item in listed.train) == sorted(str(folder / name) for name in people)
+    text = (tmp_path / "lists" / "all.csv").read_text().splitlines()
+    assert text[0] == "path,pid,camid"
+    assert text[1] == f"{folder}/bounding_box_test/0011_c2s1_11.jpg,0011,2"
+    splits = read_list(tmp_path / "lists" / "all.csv", split_folders=())
+    assert len(splits.train) == len(splits.query) + len(splits.gallery) == 6
+    assert not {item.identity for item in splits.train} & {item.identity for item in splits.query}
+    for query in splits.query:
+        others = {item.camera for item in splits.gallery if item.identity == query.identity}
+        assert others - {query.camera}, "a query that cannot be found by another camera"
+
+
+def test_list_inside_the_folder_has_relative_paths_and_an_identity_called_0_that_is_trained_on_stays(tmp_path):
+    folder = market(tmp_path, "train/0/a_c1.jpg", "train/5/a_c1.jpg", "query/0007_c1.jpg", "test/0007_c2.jpg")
+    write_list(folder, folder / "all.csv")
+    assert (folder / "all.csv").read_text().splitlines()[1:] == [
+        "query/0007_c1.jpg,0007,1",
+        "test/0007_c2.jpg,0007,2",
+        "train/0/a_c1.jpg,0,1",
+        "train/5/a_c1.jpg,5,1",
+    ]
+    assert read_list(folder / "all.csv", split_folders=()).root == folder
+
+
+def test_list_of_a_missing_folder_is_an_error_and_the_tool_says_so(tmp_path, capsys):
+    from tools.build_data import main
+
+    assert main(["reid-list", str(tmp_path / "none"), str(tmp_path / "all.csv")]) == 2
+    assert "an existing folder" in capsys.readouterr().err
+    assert not (tmp_path / "all.csv").exists()

@@ -26,9 +26,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_configs_and_tools_lie_inside_the_package(built: Path) -> None:
-    shipped = sorted(path.relative_to(ROOT / "projects").as_posix() for path in (ROOT / "projects").glob("*/*.yml"))
+    shipped = sorted(path.relative_to(ROOT / "projects").as_posix() for path in (ROOT / "projects").rglob("*.yml"))
     packed = sorted(
-        path.relative_to(built / "model_zoo/projects").as_posix() for path in built.glob("model_zoo/projects/*/*.yml")
+        path.relative_to(built / "model_zoo/projects").as_posix()
+        for path in (built / "model_zoo/projects").rglob("*.yml")
     )
     assert packed == shipped
     assert (built / "tools" / "train_net.py").is_file()

@@ -22,10 +22,10 @@ from qsd_plugin.evaluation.retrieval import RetrievalResult, rank
 from qsd_plugin.hosts.fastreid import extract
 from qsd_plugin.hosts.fastreid.datasets import Item, dataset_folder, test_set, training_set
 from qsd_plugin.quality.labels import QualityLabels
+from qsd_plugin.report.per_query import PerQuery, identity_names, quality_groups, relative
 from qsd_plugin.report.pictures import RankList, draw_label_histogram, draw_rank_lists, draw_worst_and_best
 from qsd_plugin.report.sharpness import sharpness
 
-_THIRDS = ("worst third", "middle third", "best third")
 _RANK_LIST_LENGTH = 10
 
 
@@ -67,14 +67,14 @@ def write_report(model_cfg: Any, cfg: Any, arms: dict[str, Path], label_files: S
         "tests": {},
     }
     for name in cfg.DATASETS.TESTS:
-        test = _test_set(cfg, name)
+        test = load_test(cfg, name)
         rows: dict[str, Any] = {}
         outcomes: dict[str, Outcome] = {}
         for arm, checkpoint in arms.items():
             model = extract.load_model(model_cfg, checkpoint)
             embeddings = extract.embed(model_cfg, model, [*test.query, *test.gallery], title=f"Evaluating {arm}")
             query, gallery = embeddings[: len(test.query)], embeddings[len(test.query) :]
-            outcomes[arm] = Outcome(_rank(test, query, gallery, cfg.TEST.METRIC), query, gallery)
+            outcomes[arm] = Outcome(rank_test(test, query, gallery, cfg.TEST.METRIC), query, gallery)
             rows[arm] = by_quality(outcomes[arm].result, test.quality)
         results["tests"][name] = {"quality": test.quality_name, "queries": len(test.query), "arms": rows}
         draw_rank_lists(_rank_lists(test, outcomes), folder / f"rank_lists_{name}.png")
@@ -103,17 +103,40 @@ def by_quality(result: RetrievalResult, quality: NDArray[np.float64]) -> dict[st
         result: Of one arm.
         quality: Of every query, [Q]; higher is better.
     """
-    order = np.argsort(quality[result.valid], kind="stable")
-    groups = {"all": order, **dict(zip(_THIRDS, np.array_split(order, 3), strict=True))}
     return {
         name: {
             "rank1": 100 * float(np.mean(result.first_hit[chosen] == 1)),
             "mAP": 100 * float(np.mean(result.ap[chosen])),
             "mINP": 100 * float(np.mean(result.inp[chosen])),
         }
-        for name, chosen in groups.items()
-        if len(chosen)
+        for name, chosen in quality_groups(quality[result.valid]).items()
     }
+
+
+def evaluate_per_query(model_cfg: Any, checkpoint: Path, test: TestSet, folder: Path, *, title: str) -> PerQuery:
+    """Evaluate a checkpoint and keep the result of every query.
+
+    Args:
+        model_cfg: Config of the plain network.
+        checkpoint: Its weights.
+        test: Queries and gallery.
+        folder: The data-set folder.
+        title: For the progress line.
+    """
+    items = [*test.query, *test.gallery]
+    embeddings = extract.embed(model_cfg, extract.load_model(model_cfg, checkpoint), items, title=title)
+    count = len(test.query)
+    result = rank_test(test, embeddings[:count], embeddings[count:], model_cfg.TEST.METRIC)
+    names = identity_names([relative(path, folder) for path, _, _ in items], [pid for _, pid, _ in items])
+    queries = [item for item, valid in zip(test.query, result.valid, strict=True) if valid]
+    return PerQuery(
+        query=np.array([relative(path, folder) for path, _, _ in queries]),
+        identity=np.array([names[pid] for _, pid, _ in queries]),
+        quality=test.quality[result.valid],
+        ap=result.ap,
+        inp=result.inp,
+        first_hit=result.first_hit,
+    )
 
 
 def as_table(results: dict[str, Any]) -> str:
@@ -144,7 +167,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _test_set(cfg: Any, name: str) -> TestSet:
+def load_test(cfg: Any, name: str) -> TestSet:
+    """A registered test set with the quality of its queries: true severity where it is known, else sharpness."""
     _, query, gallery = test_set(cfg, name)
     folder = dataset_folder(cfg, name)
     paths = [path for path, _, _ in query]
@@ -156,7 +180,9 @@ def _test_set(cfg: Any, name: str) -> TestSet:
     return TestSet(query, gallery, sharpness(paths), "sharpness of the query image (no model involved)")
 
 
-def _rank(test: TestSet, query: torch.Tensor, gallery: torch.Tensor, metric: str) -> RetrievalResult:
+def rank_test(test: TestSet, query: torch.Tensor, gallery: torch.Tensor, metric: str) -> RetrievalResult:
+    """Retrieval metrics of embeddings [Q, D] and [G, D] of a test set."""
+
     def columns(items: Sequence[Item]) -> tuple[list[int], list[int]]:
         return [pid for _, pid, _ in items], [camera for _, _, camera in items]
 

@@ -24,8 +24,8 @@ class QSDResult(NamedTuple):
     stats: dict[str, Tensor]
     """Detached: the counts ``pairs`` and, adding up to it, ``kept``, ``dropped_low``, ``dropped_high``,
     ``dropped_unsure``, ``ties`` and ``unlabelled``; ``out_of_range``, pairs with a label outside [0, q_max];
-    ``mean_gap``; ``teacher_share_1``, the share of kept pairs that stream 1 teaches; ``range/<level>``, the energy
-    range R of each map level."""
+    ``empty``, 1 if no pair was kept, else 0; ``mean_gap``; ``teacher_share_1``, the share of kept pairs that stream 1
+    teaches; ``range/<level>``, the energy range R of each map level."""
 
 
 class _PairLabels(NamedTuple):
@@ -235,6 +235,7 @@ class QSDLoss(nn.Module):
         counts = gate.counts()
         taught_by_1, pairs = counts.pop("taught_by_1"), counts["kept"]
         stats = {**counts, "mean_gap": gate.mean_gap, "teacher_share_1": taught_by_1 / pairs.clamp(min=1)}
+        stats["empty"] = (pairs == 0).float()
         weight = gap_weights(gate, pairs, self.gap_power) if self.gap_power else None
         levels: dict[str, Tensor] = {}
         for name in self.level_weights:

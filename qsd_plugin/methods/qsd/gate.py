@@ -132,13 +132,14 @@ def gap_weights(gate: PairGate, pairs: Tensor, power: float) -> Tensor:
     return raw * pairs / total.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def check_quality(quality: Tensor, q_max: float = 100.0, valid: Tensor | None = None) -> None:
+def check_quality(quality: Tensor, q_max: float = 100.0, valid: Tensor | None = None, *, name: str = "labels") -> None:
     """Refuse labels outside [0, q_max]. Reads values, so it waits for the device: call it now and then, not each step.
 
     Args:
         quality: Labels, [B].
         q_max: Upper end of the label range.
         valid: Which labels exist, [B] bool; the others are not looked at.
+        name: What they are called in the message.
 
     Raises:
         LabelError: A label is NaN, infinite or out of range.
@@ -148,7 +149,7 @@ def check_quality(quality: Tensor, q_max: float = 100.0, valid: Tensor | None = 
     if wrong.numel():
         shown = ", ".join(f"{value:g}" for value in wrong[:5].tolist())
         raise LabelError(
-            f"Quality labels: {wrong.numel()} of {labels.numel()} out of range, e.g. {shown}",
+            f"Quality {name}: {wrong.numel()} of {labels.numel()} out of range, e.g. {shown}",
             expected=f"finite values in [0, {q_max:g}]",
             remedy="Rescale the labels (QUALITY.SCALE), or set q_max to the upper end of their range.",
         )

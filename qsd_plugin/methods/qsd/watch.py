@@ -45,7 +45,7 @@ def check_labels(quality: Tensor, name: str, q_max: float = 100.0) -> str:
     Raises:
         LabelError: Labels are not finite, out of range, or all the same, so that no pair could ever teach.
     """
-    check_quality(quality, q_max)
+    check_quality(quality, q_max, name=name)
     if not quality.numel():
         return ""
     low, high = quality.min().item(), quality.max().item()

@@ -126,8 +126,9 @@ def add_qsd_config(cfg: Any) -> None:
     # Horizontal flips. independent (official) | shared: the images of a pair are mirrored together, with in-batch
     # pairing all images of an identity in the batch. Probability: INPUT.FLIP.PROB.
     node.PAIR_FLIP = "independent"
-    # False: no random erasing (INPUT.REA) on the image that teaches; with QSD.EMA the moving average sees all images
-    # without it. True: erasing hits teachers too (official).
+    # False: no random erasing (INPUT.REA) on an image that teaches; of an identity's images in a batch (in-batch
+    # pairing) that leaves the one with the lowest label. With QSD.EMA the moving average sees every image without it and
+    # the student every image with it. True: erasing hits teachers too (official).
     node.TEACHER_ERASE = True
 
     # Teach with an exponential moving average of the network instead of the network itself.

@@ -136,7 +136,6 @@ class QSDLoss(nn.Module):
         quality_2: Tensor,
         valid_1: Tensor | None = None,
         valid_2: Tensor | None = None,
-        *,
         spread_1: Tensor | None = None,
         spread_2: Tensor | None = None,
         teacher_taps_1: Mapping[str, Tensor] | None = None,
@@ -180,7 +179,6 @@ class QSDLoss(nn.Module):
         quality: Tensor,
         pairs: tuple[Tensor, Tensor],
         valid: Tensor | None = None,
-        *,
         spread: Tensor | None = None,
         teacher_taps: Mapping[str, Tensor] | None = None,
     ) -> QSDResult:

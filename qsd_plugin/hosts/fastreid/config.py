@@ -127,7 +127,7 @@ def add_qsd_config(cfg: Any) -> None:
     # pairing all images of an identity in the batch. Probability: INPUT.FLIP.PROB.
     node.PAIR_FLIP = "independent"
     # False: no random erasing (INPUT.REA) on an image that teaches; of an identity's images in a batch (in-batch
-    # pairing) that leaves the one with the lowest label. With QSD.EMA the moving average sees every image without it and
+    # pairing) that leaves the one with the lowest label. With QSD.EMA the moving average sees every image without it,
     # the student every image with it. True: erasing hits teachers too (official).
     node.TEACHER_ERASE = True
 

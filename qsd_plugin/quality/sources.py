@@ -4,10 +4,11 @@ A source is a callable. It is given the batch as a mapping and returns two tenso
 
     scores, valid = source({"paths": [...], "embeddings": embeddings})   # float32 [B], bool [B]
 
-``paths`` are the image paths as the host knows them, ``embeddings`` [B, D] the features before any normalisation; a
-host passes what it has, and a source says what it misses. Scores are higher for better images and run from 0 to 100;
-where ``valid`` is False the score means nothing. Sources do not carry gradients. One with learned or running state is
-an ``nn.Module`` whose state lies in buffers.
+``paths`` are the image paths as the host knows them, ``embeddings`` [B, D] the features before any normalisation,
+``images`` [B, 3, H, W] the augmented training images in the range that the host feeds its model with (fast-reid: RGB, 0
+to 255, before the model's own normalisation); a host passes what it has, and a source says what it misses. Scores are
+higher for better images and run from 0 to 100; where ``valid`` is False the score means nothing. Sources do not carry
+gradients. One with learned or running state is an ``nn.Module`` whose state lies in parameters and buffers.
 
 Shapes: B images of a batch, D embedding size.
 """
@@ -16,7 +17,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -59,7 +62,7 @@ def build_source(name: str, **options: Any) -> QualitySource:
         raise ConfigError(
             f"QUALITY.SOURCE {name}", value=sorted(options), expected="no options for an imported function"
         )
-    return _imported(name)
+    return _imported("QUALITY.SOURCE", name, "a function (batch) -> (scores [B], valid [B])")  # type: ignore[no-any-return]
 
 
 @QUALITY_SOURCES.register("file")
@@ -160,6 +163,81 @@ class EmbeddingNorm(nn.Module):
         self.batches += count > 0
 
 
+@QUALITY_SOURCES.register("network")
+class NetworkSource(nn.Module):
+    """Scores of a frozen quality network for the very images of a step, whatever augmentation did to them.
+
+    The network sees ``batch["images"]`` as float32, outside autocast, and returns a score per image, [B] or [B, 1], on
+    the 0 to 100 scale. One that wants other pixel values normalises in its own forward. It stays in eval mode and gets
+    no gradient. A regressor overshoots the ends of its scale a little: scores up to 10 beyond them are clamped, while
+    anything further off is left for the range check to find. A score that is not finite is not valid.
+
+    Args:
+        network: The network, or ``import:module:factory``, a function without arguments that builds it.
+        weights: File with its state dict (also below ``"model"`` or ``"state_dict"``); ``""``: the network has none.
+
+    Raises:
+        ConfigError: The factory cannot be imported or builds something else; weights are missing, do not fit, or are
+            not given for a network that has parameters, whose scores would be random.
+    """
+
+    def __init__(self, network: nn.Module | str, weights: PathLike = "") -> None:
+        super().__init__()
+        if isinstance(network, str):
+            build = _imported("QUALITY.NETWORK", network, "a function without arguments that returns a torch module")
+            network = build()
+        if not isinstance(network, nn.Module):
+            raise ConfigError("QUALITY.NETWORK", value=type(network).__name__, expected="a factory of a torch module")
+        if weights:
+            _load_weights(network, Path(weights))
+        elif any(True for _ in network.parameters()):
+            raise ConfigError(
+                "QUALITY.NETWORK_WEIGHTS is empty",
+                expected="the trained weights of QUALITY.NETWORK, because a fresh network scores at random",
+                remedy="Save its state dict with torch.save(network.state_dict(), PATH) and name that file.",
+            )
+        self.network = network.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> NetworkSource:
+        """Stays in eval mode, whatever ``mode``."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, batch: Mapping[str, Any], /) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of ``batch["images"]`` [B, 3, H, W], on its device."""
+        images: torch.Tensor = _entry(batch, "images", "network")
+        with torch.autocast(images.device.type, enabled=False):
+            scores = self.network(images.float())
+        if scores.shape not in ((len(images),), (len(images), 1)):
+            raise ConfigError(
+                "Output of QUALITY.NETWORK", value=tuple(scores.shape), expected=f"[{len(images)}], a score per image"
+            )
+        scores = scores.flatten().float()
+        near = (scores >= -0.1 * TOP) & (scores <= 1.1 * TOP)
+        return torch.where(near, scores.clamp(0, TOP), scores), torch.isfinite(scores)
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    what = "QUALITY.NETWORK_WEIGHTS"
+    if not path.is_file():
+        raise ConfigError(what, value=str(path), expected="an existing file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ConfigError(
+            what,
+            value=str(path),
+            expected="a state dict that loads without running code",
+            remedy="Save it with torch.save(network.state_dict(), PATH).",
+        ) from error
+    for key in ("model", "state_dict"):
+        content = content.get(key, content) if isinstance(content, Mapping) else content
+    try:
+        network.load_state_dict(content)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"{what} {path} does not fit QUALITY.NETWORK", value=str(error)) from error
+
+
 def _entry(batch: Mapping[str, Any], key: str, source: str) -> Any:
     if key not in batch:
         raise ConfigError(
@@ -170,11 +248,11 @@ def _entry(batch: Mapping[str, Any], key: str, source: str) -> Any:
     return batch[key]
 
 
-def _imported(name: str) -> QualitySource:
-    what = f"QUALITY.SOURCE {name}"
+def _imported(key: str, name: str, expected: str) -> Any:
+    what = f"{key} {name}"
     module_name, colon, function_name = name.removeprefix(_IMPORT).partition(":")
     if not (module_name and colon and function_name):
-        raise ConfigError("QUALITY.SOURCE", value=name, expected="import:module:function")
+        raise ConfigError(key, value=name, expected="import:module:function")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -190,5 +268,5 @@ def _imported(name: str) -> QualitySource:
             f"{what}: {module_name} has no such function", remedy=did_you_mean(function_name, vars(module))
         )
     if not callable(function):
-        raise ConfigError(what, value=function, expected="a function (batch) -> (scores [B], valid [B])")
-    return function  # type: ignore[no-any-return]
+        raise ConfigError(what, value=function, expected=expected)
+    return function

@@ -10,6 +10,17 @@ from unittest import mock
 
 import pytest
 import torch
+from cases import (
+    OPTIONS,
+    PAIRS,
+    QUALITY_1,
+    QUALITY_2,
+    WEIGHTS,
+    assert_whole_batch,
+    largest_difference,
+    qsd_case,
+    qsd_difference,
+)
 from gloo import run_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,17 +31,12 @@ from qsd_plugin.methods.agw import CenterLoss
 from qsd_plugin.methods.qsd import QSDLoss
 from qsd_plugin.networks import TapRecorder
 
-PAIRS = 10
-WEIGHTS = {"stage": 1.0, "embedding": 1.0, "logits": 0.1}
-SHAPES = {"stage": (6, 4, 3), "embedding": (8,), "logits": (5,)}
-# Pair 0 falls below the bound of the whole batch (10.8), but not below that of rank 0 alone in an uneven split (8.9).
-QUALITY_1 = torch.tensor([90.0, 20.0, 70.0, 15.0, 50.0, 40.0, 30.0, 95.0, 62.0, 61.0])
-QUALITY_2 = torch.tensor([79.5, 55.0, 68.0, 75.0, 50.0, 80.0, 90.0, 35.0, 20.0, 10.0])
 #: The pairs of rank 1; rank 0 has the others. In "none kept" it holds only pair 4, whose labels tie; in "shared" both
 #: ranks own a largest and a smallest energy of the batch.
 SECOND = {"equal": [5, 6, 7, 8, 9], "uneven": [7, 8, 9], "shared": [7, 8, 9], "none kept": [4], "empty": []}
 CASES = [
-    (split, distance, scale_grad)
+    (split, distance, scale_grad, options)
+    for options in OPTIONS
     for split in ("uneven", "shared", "none kept", "empty")
     for distance in ("l2", "l1")
     for scale_grad in ("attached", "detached")
@@ -41,32 +47,6 @@ def rows_of(rank: int, split: str) -> Tensor:
     second = SECOND[split]
     rows = second if rank else [row for row in range(PAIRS) if row not in second]
     return torch.tensor(rows, dtype=torch.int64)
-
-
-def whole_taps(stream: int, shared_extremes: bool) -> dict[str, Tensor]:
-    taps = {level: torch.randn(PAIRS, *shape, generator=torch_stream(stream, level)) for level, shape in SHAPES.items()}
-    if shared_extremes:
-        row = {1: 1, 2: 8}[stream]  # pair 1 has its student in stream 1 and lies on rank 0, pair 8 the other way round
-        taps["stage"][row, :, 0, 0] = 3.0
-        taps["stage"][row, :, 1, 1] = 0.01
-    return taps
-
-
-def qsd_case(rows: Tensor, split: str, distance: str, scale_grad: str) -> dict[str, Any]:
-    """Loss, stats and tap gradients for some rows of the whole batch."""
-    streams = [
-        {level: tap[rows].clone().requires_grad_() for level, tap in whole_taps(stream, split == "shared").items()}
-        for stream in (1, 2)
-    ]
-    loss = QSDLoss(WEIGHTS, map_distance=distance, scale_grad=scale_grad)
-    result = loss(*streams, QUALITY_1[rows], QUALITY_2[rows])
-    result.total.backward()
-    return {
-        "total": result.total.detach(),
-        "levels": {name: level.detach() for name, level in result.levels.items()},
-        "stats": result.stats,
-        "gradients": [{level: tap.grad for level, tap in taps.items()} for taps in streams],
-    }
 
 
 class SmallNet(nn.Module):
@@ -129,46 +109,25 @@ def ranks() -> list[dict[str, Any]]:
     return run_ranks(worker)
 
 
-def largest_difference(parts: list[Tensor], rows: list[Tensor], whole: Tensor) -> float:
-    """Between the averaged gradients of the ranks and that of the whole batch."""
-    joined = torch.zeros_like(whole)
-    for part, index in zip(parts, rows, strict=True):
-        joined[index] = part / len(parts)
-    return (joined - whole).abs().max().item()
-
-
-def qsd_difference(ranks: list[dict[str, Any]], kind: str, case: tuple[str, str, str]) -> float:
-    whole = qsd_case(torch.arange(PAIRS), *case)["gradients"]
+def differences(ranks: list[dict[str, Any]], kind: str, case: tuple[str, ...]) -> float:
     rows = [rows_of(rank, case[0]) for rank in (0, 1)]
-    return max(
-        largest_difference([r[kind]["qsd"]["/".join(case)]["gradients"][stream][level] for r in ranks], rows, gradient)
-        for stream, gradients in enumerate(whole)
-        for level, gradient in gradients.items()
-    )
+    return qsd_difference([rank[kind]["qsd"]["/".join(case)] for rank in ranks], rows, case)
 
 
 @pytest.mark.parametrize("case", CASES, ids="/".join)
 def test_tap_gradients_equal_one_process(ranks, case):
-    assert qsd_difference(ranks, "exact", case) < 1e-6
+    assert differences(ranks, "exact", case) < 1e-6
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[0] == "uneven"], ids="/".join)
 def test_tap_gradients_differ_without_the_reductions(ranks, case):
-    assert qsd_difference(ranks, "control", case) > 1e-4
+    assert differences(ranks, "control", case) > 1e-4
 
 
 @pytest.mark.parametrize("case", CASES, ids="/".join)
 def test_values_and_stats_are_those_of_the_whole_batch_on_every_rank(ranks, case):
-    whole = qsd_case(torch.arange(PAIRS), *case)
     for rank in ranks:
-        part = rank["exact"]["qsd"]["/".join(case)]
-        torch.testing.assert_close(part["total"], whole["total"], rtol=1e-6, atol=0)
-        for kind in ("levels", "stats"):
-            assert part[kind].keys() == whole[kind].keys()
-            for name, value in whole[kind].items():
-                torch.testing.assert_close(part[kind][name], value, rtol=1e-6, atol=0)
-    assert whole["stats"]["kept"].item() == 7
-    assert whole["stats"]["pairs"].item() == PAIRS
+        assert_whole_batch(rank["exact"]["qsd"]["/".join(case)], case)
 
 
 @pytest.mark.parametrize(("kind", "equal"), [("exact", True), ("control", False)])

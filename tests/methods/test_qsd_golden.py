@@ -60,7 +60,20 @@ def test_values_and_gradients(golden, group, total):
 
 
 @pytest.mark.parametrize(
-    "group", ["qsd_typical", "qsd_realistic64", "qsd_missing", "qsd_single_hi1", "qsd_onesided", "qsd_all_dropped"]
+    "group",
+    [
+        "qsd_typical",
+        "qsd_typical_L1",
+        "qsd_realistic64",
+        "qsd_missing",
+        "qsd_single_hi1",
+        "qsd_onesided",
+        "qsd_all_dropped",
+        "qsd_q1_zero",
+        "qsd_q1_zero_swapped",
+        "qsd_const_student",
+        "qsd_zero_vec",
+    ],
 )
 def test_gate(golden, group):
     q1, q2 = (torch.tensor(golden[f"{group}/q{stream}"]) for stream in (1, 2))

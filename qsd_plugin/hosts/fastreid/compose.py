@@ -35,6 +35,11 @@ class ComposedArchitecture:
         """
         return self._build_class(cfg, ())
 
+    def network_class(self, cfg: Any) -> Any:
+        """The architecture at the end of the chain of bases: the one that holds the network, without mix-ins."""
+        base = _lookup(f"{self.__name__}.BASE", str(cfg[self.__name__].BASE))
+        return base.network_class(cfg) if isinstance(base, ComposedArchitecture) else base
+
     def _build_class(self, cfg: Any, chain: tuple[str, ...]) -> type:
         chain = (*chain, self.__name__)
         base_name = str(cfg[self.__name__].BASE)
@@ -49,6 +54,16 @@ class ComposedArchitecture:
         if not isinstance(base_class, type):
             raise ConfigError(f"{self.__name__}.BASE", value=base_name, expected="a meta-architecture that is a class")
         return type(f"{self.__name__}{base_class.__name__}", (self.mixin, base_class), {"__module__": __name__})
+
+
+def in_chain(cfg: Any, name: str) -> bool:
+    """Whether ``MODEL.META_ARCHITECTURE`` is the composed architecture ``name`` or extends it."""
+    seen: list[str] = []
+    link = str(cfg.MODEL.META_ARCHITECTURE)
+    while link != name and link not in seen and "BASE" in cfg.get(link, {}):
+        seen.append(link)
+        link = str(cfg[link].BASE)
+    return link == name
 
 
 def _lookup(key: str, name: str) -> Callable[[Any], nn.Module]:

@@ -58,8 +58,13 @@ def add_quality_config(cfg: Any) -> None:
     if "QUALITY" in cfg:
         return
     cfg.QUALITY = node = type(cfg)()
-    # file (labels of QUALITY.FILES), embedding_norm, or import:module:function.
+    # file (labels of QUALITY.FILES), embedding_norm, network (QUALITY.NETWORK), or import:module:function.
     node.SOURCE = "file"
+    # QUALITY.SOURCE network only. import:module:factory, a function without arguments that builds the network: RGB
+    # images [B, 3, H, W], 0 to 255, to scores [B], 0 to 100.
+    node.NETWORK = ""
+    # QUALITY.SOURCE network only. File with its state dict.
+    node.NETWORK_WEIGHTS = ""
     # Label files, aligned with DATASETS.NAMES. Empty: OUTPUT_DIR/labels/<data set>.npz, where the recipe writes them.
     node.FILES = ()
     # none | minmax | rank: scale to [0, 100] within each data set (scores are not comparable across data sets).
@@ -86,7 +91,8 @@ def add_qsd_config(cfg: Any) -> None:
     cfg.QSD = node = type(cfg)()
     # Meta-architecture that QSD extends: Baseline, MGN, MoCo, Distiller or any other registered one.
     node.BASE = "Baseline"
-    # official | legacy | author_demo: level weights and options of the authors' releases.
+    # official | legacy | author_demo: level weights and options of the authors' releases. recommended: ours for new
+    # work (detached map scale, normalised maps, missing labels left out; reasons in methods/qsd/presets.py).
     node.PRESET = "official"
     # Levels to distil, as "module.path", "module.path:output_key", either with "=weight" behind it.
     # Empty: the default levels of the backbone family with the preset's weights (tools/doctor.py --taps lists them).
@@ -105,10 +111,31 @@ def add_qsd_config(cfg: Any) -> None:
     node.MAP_DISTANCE = "l2"
     # Gradient through the map scale 2/R: attached (official) | detached. Empty: the preset's.
     node.SCALE_GRAD = ""
-    # Per-image normalisation of energy maps: none (official) | l2.
-    node.MAP_NORM = "none"
+    # Per-image normalisation of energy maps: none (official) | l2 | rms (root mean square 1). Empty: the preset's.
+    node.MAP_NORM = ""
     # Pairs with an unlabelled image: exclude | tie (official: both count as 50). Empty: the preset's.
     node.MISSING = ""
+    # Kept pairs weigh (label gap)^GAP_POWER, mean 1 over the batch. 0: all alike (official). >= 0.
+    node.GAP_POWER = 0.0
+    # Pairs whose label gap is below CONFIDENCE standard deviations of the difference of their labels (from the rounds
+    # of labelling) are dropped. 0: none (official). >= 0.
+    node.CONFIDENCE = 0.0
+    # Partner pairing only: which images the host's losses see. anchor (official) | teacher (of each pair the one with
+    # the higher label, the anchor of a tie) | both (twice the batch). With in-batch pairing every image is an anchor.
+    node.CLS_ON = "anchor"
+    # Horizontal flips. independent (official) | shared: the images of a pair are mirrored together, with in-batch
+    # pairing all images of an identity in the batch. Probability: INPUT.FLIP.PROB.
+    node.PAIR_FLIP = "independent"
+    # False: no random erasing (INPUT.REA) on an image that teaches; of an identity's images in a batch (in-batch
+    # pairing) that leaves the one with the lowest label. With QSD.EMA the moving average sees every image without it,
+    # the student every image with it. True: erasing hits teachers too (official).
+    node.TEACHER_ERASE = True
+
+    # Teach with an exponential moving average of the network instead of the network itself.
+    node.EMA = type(cfg)()
+    node.EMA.ENABLED = False
+    # Share of the average that is kept at each step. 0 to 1; 0: the network as it is, in eval mode.
+    node.EMA.MOMENTUM = 0.999
 
 
 def add_recipe_config(cfg: Any) -> None:

@@ -25,7 +25,9 @@ from qsd_plugin.data.corrupt import CorruptImages
 from qsd_plugin.data.items import single_image_identities
 from qsd_plugin.hosts.fastreid.compat.images import read_image
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace, together
+from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
+from qsd_plugin.hosts.fastreid.pair_views import PairViews, host_transforms_config, pair_views, refuse_own_transforms
 
 logger = logging.getLogger("fastreid.qsd_plugin.data")
 
@@ -58,7 +60,7 @@ def corrupt_images(cfg: Any) -> CorruptImages:
 
 def wants_partners(cfg: Any) -> bool:
     """Whether the configured method trains on pairs made by the loader."""
-    return bool(cfg.MODEL.META_ARCHITECTURE == "QSD" and cfg.QSD.PAIRING == "partner")
+    return bool(in_chain(cfg, "QSD") and cfg.QSD.PAIRING == "partner")
 
 
 class TrainSet(CommDataset):  # type: ignore[misc]
@@ -73,29 +75,39 @@ class TrainSet(CommDataset):  # type: ignore[misc]
         transform: From PIL image to tensor.
         seed: Of partners and replacements, >= 0.
         partners: Whether to add partners.
+        views: Flips and erasing that pairs decide; then a sample may also hold ``erase_boxes`` [4] and, with partners,
+            ``partner_erase_boxes``.
     """
 
     def __init__(
-        self, items: Sequence[Item], transform: Callable[[Any], Any], *, seed: int, partners: bool = False
+        self,
+        items: Sequence[Item],
+        transform: Callable[[Any], Any],
+        *,
+        seed: int,
+        partners: bool = False,
+        views: PairViews | None = None,
     ) -> None:
         super().__init__(items, transform, relabel=True)
         self._seed, self._partners, self._rank = seed, partners, rank()
+        self._views = views or PairViews(seed, self._rank)
         self._members: defaultdict[Any, list[int]] = defaultdict(list)
         for index, item in enumerate(items):
             self._members[item[1]].append(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         damaged: list[str] = []
+        draw = getattr(index, "draw", 0)
         image, shown = self._read(int(index), damaged)
         path, identity, camera = self.img_items[shown]
         sample = {
-            "images": self.transform(image),
+            **self._view(image, shown, draw, ""),
             "targets": self.pid_dict[identity],
             "camids": self.cam_dict[camera],
             "img_paths": path,
         }
         if self._partners:
-            sample |= self._partner(shown, getattr(index, "draw", 0), damaged)
+            sample |= self._partner(shown, draw, damaged)
         sample[_CORRUPT] = "\n".join(damaged)
         return sample
 
@@ -107,10 +119,15 @@ class TrainSet(CommDataset):  # type: ignore[misc]
             partner = others[int(stream.integers(len(others)))]
         image, shown = self._read(partner, damaged, instead=anchor)
         return {
-            "partner_images": self.transform(image),
+            **self._view(image, shown, draw, "partner_"),
             "partner_paths": self.img_items[shown][0],
             "partner_valid": shown != anchor,
         }
+
+    def _view(self, image: Any, shown: int, draw: int, prefix: str) -> dict[str, Any]:
+        """The augmented image and, where erasing is left to the training step, its box."""
+        view = self.transform(self._views.mirrored(image, draw, self.pid_dict[self.img_items[shown][1]]))
+        return {f"{prefix}images": view, **self._views.boxes(view, draw, prefix)}
 
     def _read(self, index: int, damaged: list[str], *, instead: int | None = None) -> tuple[Any, int]:
         """The image ``index`` or, if it is damaged, another one of its identity, ``instead`` last."""
@@ -225,10 +242,13 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
         sampler, transforms, partner = (kwargs.pop(name, None) for name in ("sampler", "transforms", "partner"))
         items = _training_items(cfg, kwargs)
         partners = wants_partners(cfg) if partner is None else partner
-        transforms = transforms or build.build_transforms(cfg, is_train=True)
-        train_set = TrainSet(items, transforms, seed=max(cfg.SEED, 0), partners=partners)
+        views = pair_views(cfg)
+        if views is not None and transforms is not None:
+            refuse_own_transforms()
+        transforms = transforms or build.build_transforms(host_transforms_config(cfg, views), is_train=True)
+        train_set = TrainSet(items, transforms, seed=max(cfg.SEED, 0), partners=partners, views=views)
         loader = host_build(cfg, train_set=train_set, sampler=sampler, transforms=transforms)
-        if partners:
+        if partners or views is not None:
             loader.batch_sampler.sampler = CountingSampler(loader.batch_sampler.sampler)
         record = corrupt_images(cfg)
         record.expect(len(items))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
 import torch
+
+logger = logging.getLogger("fastreid.qsd_plugin.statistics")
 
 
 class Statistics:
@@ -11,11 +16,20 @@ class Statistics:
     Args:
         prefix: Put in front of every name, with a slash.
         period: Steps between two writes; the host's own writers run every 200 steps and at the end of an epoch.
+        watch: Called at each write with the means (names without prefix) and the number of steps they are of; returns
+            warnings for the log, and may raise.
     """
 
-    def __init__(self, prefix: str, *, period: int = 20) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        period: int = 20,
+        watch: Callable[[Mapping[str, float], int], Iterable[str]] | None = None,
+    ) -> None:
         self.prefix = prefix
         self.period = period
+        self._watch = watch
         self._sums: dict[str, torch.Tensor] = {}
         self._steps = 0
 
@@ -33,9 +47,12 @@ class Statistics:
 
         if not self._steps:
             return {}
-        means = (torch.stack(list(self._sums.values())) / self._steps).tolist()
-        written = {f"{self.prefix}/{name}": mean for name, mean in zip(self._sums, means, strict=True)}
+        values = (torch.stack(list(self._sums.values())) / self._steps).tolist()
+        means, steps = dict(zip(self._sums, values, strict=True)), self._steps
         self._sums, self._steps = {}, 0
+        for warning in self._watch(means, steps) if self._watch else ():
+            logger.warning(warning)
+        written = {f"{self.prefix}/{name}": mean for name, mean in means.items()}
         if events._CURRENT_STORAGE_STACK:
             events.get_event_storage().put_scalars(**written)
         return written

@@ -25,20 +25,28 @@ class PairGate(NamedTuple):
     """[B] bool: both images have a usable label."""
     gap: Tensor
     """[B] float64: absolute difference of the labels; 0 where one is missing."""
+    unsure: Tensor
+    """[B] bool: the gap is within the labels' own uncertainty."""
+    out_of_range: Tensor
+    """[B] bool: a label lies outside [0, q_max]; for warnings only, nothing is dropped for it."""
     mean_gap: Tensor
     lower: Tensor
     upper: Tensor
 
     def counts(self) -> dict[str, Tensor]:
-        """0-d counts over all ranks: ``pairs`` and, disjoint, what became of them."""
+        """0-d counts over all ranks: ``pairs``, disjoint what became of them, and two subsets of their own."""
         tied = self.labelled & (self.gap == 0)
+        low = self.labelled & ~tied & (self.gap < self.lower)
+        high = self.labelled & (self.gap > self.upper)
         local = {
             "pairs": torch.ones_like(self.keep),
             "kept": self.keep,
-            "dropped_low": self.labelled & ~tied & (self.gap < self.lower),
-            "dropped_high": self.labelled & (self.gap > self.upper),
+            "dropped_low": low,
+            "dropped_high": high,
+            "dropped_unsure": self.labelled & ~tied & ~low & ~high & self.unsure,
             "ties": tied,
             "unlabelled": ~self.labelled,
+            "out_of_range": self.out_of_range,
             "taught_by_1": self.keep & self.teacher_1,
         }
         whole = all_reduce_sum(torch.stack([flags.sum() for flags in local.values()]))
@@ -54,6 +62,9 @@ def pair_gate(
     tau: float = 0.3,
     q_max: float = 100.0,
     missing: str = "exclude",
+    spread_1: Tensor | None = None,
+    spread_2: Tensor | None = None,
+    confidence: float = 0.0,
     compat_empty_test: bool = False,
 ) -> PairGate:
     """Keep the pairs whose label gap d = |q1 - q2| is neither too small nor too large.
@@ -61,6 +72,9 @@ def pair_gate(
     With mu the mean gap of the whole batch (all ranks), a pair is kept if ``tau mu <= d <= q_max - tau (q_max - mu)``
     and the labels differ. Bounds are inclusive and computed in float64, so they do not depend on the training
     precision. Labels that are not finite count as missing. Nothing is modified and the host is never waited for.
+
+    With ``confidence`` k and the labels' standard deviations s, a pair with ``d < k sqrt(s1^2 + s2^2)`` is dropped too:
+    who teaches would be a matter of chance. It stays in the mean gap, so that the bounds are the authors'.
 
     Args:
         quality_1: Labels of stream 1, [B].
@@ -71,6 +85,10 @@ def pair_gate(
         q_max: Upper end of the label range.
         missing: A pair without both labels is never kept; ``"exclude"`` also leaves it out of the mean gap, ``"tie"``
             counts it there as a gap of 0, as the authors' program does by labelling both images 50.
+        spread_1: Standard deviation of each label of stream 1 (SDD-FIQA: over the rounds), [B], in label units; NaN, or
+            ``None`` for all, where unknown: such a pair is not dropped for it.
+        spread_2: Likewise for stream 2.
+        confidence: k >= 0; 0 switches this off.
         compat_empty_test: Drop every pair when the kept labels of stream 1 sum to 0, as the authors' program does.
 
     Source: Ou et al., IEEE TMM 2024, doi 10.1109/TMM.2024.3358697; constants as in the authors' program.
@@ -86,19 +104,42 @@ def pair_gate(
     mean_gap = gap_sum / count.clamp(min=1)
     lower = tau * mean_gap
     upper = q_max - tau * (q_max - mean_gap)
-    keep = labelled & (q1 != q2) & (gap >= lower) & (gap <= upper)
+    unsure = torch.zeros_like(labelled)
+    if confidence > 0 and spread_1 is not None and spread_2 is not None:
+        unsure = gap < confidence * torch.hypot(spread_1.detach().double(), spread_2.detach().double())
+    outside = labelled & ((torch.minimum(q1, q2) < 0) | (torch.maximum(q1, q2) > q_max))
+    keep = labelled & (q1 != q2) & (gap >= lower) & (gap <= upper) & ~unsure
     if compat_empty_test:
         keep = keep & (all_reduce_sum(torch.where(keep, q1, 0.0).sum()) != 0)
-    return PairGate(keep, q1 > q2, labelled, gap, mean_gap, lower, upper)
+    return PairGate(keep, q1 > q2, labelled, gap, unsure, outside, mean_gap, lower, upper)
 
 
-def check_quality(quality: Tensor, q_max: float = 100.0, valid: Tensor | None = None) -> None:
+def gap_weights(gate: PairGate, pairs: Tensor, power: float) -> Tensor:
+    """Weight ``d^power`` of each kept pair, scaled to mean 1 over the kept pairs of the whole batch (all ranks).
+
+    Args:
+        gate: Of this rank's pairs.
+        pairs: P, the kept pairs of the whole batch, 0-d.
+        power: >= 0. 0 weighs all kept pairs alike, as the authors do; 1 in proportion to the gap.
+
+    Returns:
+        [B] float64, 0 for pairs that are not kept. Across ranks: reduces statistics.
+    """
+    # Relative to the mean gap, which is positive when a pair is kept, so that no power leaves the range of float64.
+    relative = gate.gap / gate.mean_gap.clamp(min=torch.finfo(torch.float64).tiny)
+    raw = torch.where(gate.keep, relative**power, 0.0)
+    total = all_reduce_sum(raw.sum())
+    return raw * pairs / total.clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def check_quality(quality: Tensor, q_max: float = 100.0, valid: Tensor | None = None, *, name: str = "labels") -> None:
     """Refuse labels outside [0, q_max]. Reads values, so it waits for the device: call it now and then, not each step.
 
     Args:
         quality: Labels, [B].
         q_max: Upper end of the label range.
         valid: Which labels exist, [B] bool; the others are not looked at.
+        name: What they are called in the message.
 
     Raises:
         LabelError: A label is NaN, infinite or out of range.
@@ -108,7 +149,7 @@ def check_quality(quality: Tensor, q_max: float = 100.0, valid: Tensor | None = 
     if wrong.numel():
         shown = ", ".join(f"{value:g}" for value in wrong[:5].tolist())
         raise LabelError(
-            f"Quality labels: {wrong.numel()} of {labels.numel()} out of range, e.g. {shown}",
+            f"Quality {name}: {wrong.numel()} of {labels.numel()} out of range, e.g. {shown}",
             expected=f"finite values in [0, {q_max:g}]",
             remedy="Rescale the labels (QUALITY.SCALE), or set q_max to the upper end of their range.",
         )

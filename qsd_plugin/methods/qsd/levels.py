@@ -10,6 +10,8 @@ Source: Ou et al., IEEE TMM 2024, doi 10.1109/TMM.2024.3358697; formulae as in t
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,8 @@ from qsd_plugin.core.distributed import all_reduce_max, all_reduce_sum, world_si
 #: Floor of the energy range, relative to the largest energy, so that constant maps give a finite loss.
 RANGE_EPS = 1e-12
 COSINE_EPS = 1e-6
+#: Per-image normalisations of energy maps, besides none.
+MAP_NORMS = ("l2", "rms")
 
 
 def energy_map(features: Tensor, norm: str | None = None) -> Tensor:
@@ -26,13 +30,22 @@ def energy_map(features: Tensor, norm: str | None = None) -> Tensor:
 
     Args:
         features: [B, C, H, W], in a precision that can hold the squares.
-        norm: ``"l2"`` scales each map to unit length, as attention transfer does; ``None`` (authors') does not.
+        norm: ``None`` (authors') leaves the map as it is; ``"l2"`` scales it to unit length, as attention transfer
+            does; ``"rms"`` to root mean square 1, which is the former times sqrt(H W).
 
     Returns:
         [B, H, W].
+
+    With unit length the level shrinks as the map grows: its mean squared distance is ``2 (1 - cos) / (H W)`` and its
+    range about ``r / sqrt(H W)``, so ``L = 4 (1 - cos) / (r sqrt(H W))`` with r the range in units of the root mean
+    square (a few). At 16 x 8 that is about a tenth of a vector level with the same cosine, at 32 x 16 a twentieth. With
+    root mean square 1 it is ``4 (1 - cos) / r`` at every size: the size of a vector level.
     """
     energy = features.square().mean(dim=1)
-    return F.normalize(energy.flatten(1), dim=1).view_as(energy) if norm == "l2" else energy
+    if norm is None:
+        return energy
+    unit = F.normalize(energy.flatten(1), dim=1).view_as(energy)
+    return unit if norm == "l2" else unit * math.sqrt(energy.shape[1] * energy.shape[2])
 
 
 def map_level(
@@ -43,6 +56,7 @@ def map_level(
     *,
     distance: str = "l2",
     scale_grad: str = "attached",
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``L = (2 / R) E``, with E the mean distance of the maps and R the range of the students' energies.
 
@@ -62,6 +76,7 @@ def map_level(
         pairs: P.
         distance: ``"l2"`` or ``"l1"``.
         scale_grad: ``"attached"`` (authors') or ``"detached"``.
+        weight: Weight of each pair in E, [B], of mean 1 over the kept pairs of the whole batch; R ignores it.
 
     Returns:
         The level (0 with zero gradients if P = 0) and R (0 if P = 0), both 0-d.
@@ -69,7 +84,8 @@ def map_level(
     teacher = teacher.detach()
     mask = keep[:, None, None]
     difference = student - teacher
-    error = torch.where(mask, difference.square() if distance == "l2" else difference.abs(), 0.0).sum()
+    error = torch.where(mask, difference.square() if distance == "l2" else difference.abs(), 0.0)
+    error = error.sum() if weight is None else (error.sum(dim=(1, 2)) * weight.to(error.dtype)).sum()
     error_sum = all_reduce_sum(error.double())
     extremes = torch.stack([_masked_max(x, mask) for x in (student.detach(), -student.detach(), teacher)])
     peak, negative_floor, teacher_peak = all_reduce_max(extremes).unbind()
@@ -94,7 +110,7 @@ def map_level(
     return _with_gradient_of(per_error * error_sum, share), spread
 
 
-def vector_level(student: Tensor, teacher: Tensor, keep: Tensor, pairs: Tensor) -> Tensor:
+def vector_level(student: Tensor, teacher: Tensor, keep: Tensor, pairs: Tensor, weight: Tensor | None = None) -> Tensor:
     """``L = (1/P) sum (1 - cos(sg t, s))`` over kept pairs; a zero vector has cosine 0.
 
     Args:
@@ -102,12 +118,14 @@ def vector_level(student: Tensor, teacher: Tensor, keep: Tensor, pairs: Tensor) 
         teacher: [B, D]; receives no gradient.
         keep: [B] bool.
         pairs: P.
+        weight: Weight of each pair, [B], of mean 1 over the kept pairs of the whole batch.
 
     Returns:
         0-d; 0 with zero gradients if P = 0.
     """
     cosine = F.cosine_similarity(teacher.detach(), student, dim=1, eps=COSINE_EPS)
-    error = torch.where(keep, 1 - cosine, 0.0).sum()
+    error = torch.where(keep, 1 - cosine, 0.0)
+    error = error.sum() if weight is None else (error * weight.to(error.dtype)).sum()
     count = pairs.clamp(min=1)
     return _with_gradient_of(all_reduce_sum(error.double()) / count, error / count)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ConfigError, did_you_mean
-from qsd_plugin.methods.qsd.gate import pair_gate
-from qsd_plugin.methods.qsd.levels import energy_map, map_level, vector_level
+from qsd_plugin.methods.qsd.gate import gap_weights, pair_gate
+from qsd_plugin.methods.qsd.levels import MAP_NORMS, energy_map, map_level, vector_level
 
 
 class QSDResult(NamedTuple):
@@ -22,9 +22,24 @@ class QSDResult(NamedTuple):
     levels: dict[str, Tensor]
     """Unweighted level losses, attached to the graph like ``total``; detach what is kept for logging."""
     stats: dict[str, Tensor]
-    """Detached: the counts ``pairs``, ``kept``, ``dropped_low``, ``dropped_high``, ``ties`` and ``unlabelled``;
-    ``mean_gap``; ``teacher_share_1``, the share of kept pairs that stream 1 teaches; ``range/<level>``, the energy
-    range R of each map level."""
+    """Detached: the counts ``pairs`` and, adding up to it, ``kept``, ``dropped_low``, ``dropped_high``,
+    ``dropped_unsure``, ``ties`` and ``unlabelled``; ``out_of_range``, pairs with a label outside [0, q_max];
+    ``empty``, 1 if no pair was kept, else 0; ``mean_gap``; ``teacher_share_1``, the share of kept pairs that stream 1
+    teaches; ``range/<level>``, the energy range R of each map level."""
+
+
+class _PairLabels(NamedTuple):
+    """What is known of both members of each pair, [B] each; the fields are arguments of :func:`~.gate.pair_gate`."""
+
+    quality_1: Tensor
+    quality_2: Tensor
+    valid_1: Tensor | None = None
+    valid_2: Tensor | None = None
+    spread_1: Tensor | None = None
+    spread_2: Tensor | None = None
+
+
+_Streams = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 class QSDLoss(nn.Module):
@@ -32,7 +47,8 @@ class QSDLoss(nn.Module):
 
     ``L = sum_l w_l L_l`` over the kept pairs of :func:`~.gate.pair_gate`; 4-D taps are maps
     (:func:`~.levels.map_level`), 2-D taps are vectors (:func:`~.levels.vector_level`). Quality decides which image
-    teaches and whether the pair counts, never how much. The teacher's taps get exactly zero gradient. Without a kept
+    teaches and whether the pair counts; how much only with ``gap_power``. The teacher's taps get exactly zero gradient;
+    they are the same network's unless ``teacher_taps`` come from another one, e.g. a moving average. Without a kept
     pair every level is a zero that is attached to the graph.
 
     Across ranks: reduces statistics. With a process group up, gate, levels and ``stats`` are those of the whole batch,
@@ -48,8 +64,12 @@ class QSDLoss(nn.Module):
         map_distance: ``"l2"`` or ``"l1"`` between energy maps.
         scale_grad: Whether gradient flows through the energy range R of a map level: ``"attached"`` (authors') or
             ``"detached"``.
-        map_norm: ``None`` (authors') or ``"l2"``: unit-length energy maps.
+        map_norm: ``None`` (authors'), or energy maps of unit length (``"l2"``) or of root mean square 1 (``"rms"``);
+            :func:`~.levels.energy_map` tells what that does to the size of the level.
         missing: ``"exclude"`` pairs with a missing label from the mean gap, or count them as a ``"tie"`` (authors').
+        gap_power: Kept pairs weigh ``gap^gap_power``, scaled to mean 1 over the batch; >= 0. 0 (authors'): all alike.
+        confidence: A pair is dropped if its gap is below ``confidence`` standard deviations of the difference of its
+            labels, for which the call is given their spreads; >= 0. 0 (authors'): none is.
         compat_empty_test: Reproduce the authors' empty-batch test, which loses valid batches whose stream-1 labels
             are all 0.
 
@@ -75,6 +95,8 @@ class QSDLoss(nn.Module):
         scale_grad: str = "attached",
         map_norm: str | None = None,
         missing: str = "exclude",
+        gap_power: float = 0.0,
+        confidence: float = 0.0,
         compat_empty_test: bool = False,
     ) -> None:
         super().__init__()
@@ -82,11 +104,14 @@ class QSDLoss(nn.Module):
         _check_choice("scale_grad", scale_grad, ("attached", "detached"))
         _check_choice("missing", missing, ("exclude", "tie"))
         if map_norm is not None:
-            _check_choice("map_norm", map_norm, ("l2",))
+            _check_choice("map_norm", map_norm, MAP_NORMS)
         if not 0 <= tau < 1:
             raise ConfigError("QSD tau", value=tau, expected="a number in [0, 1)")
         if not 0 < q_max < math.inf:
             raise ConfigError("QSD q_max", value=q_max, expected="the positive upper end of the label range")
+        for option, value in (("gap_power", gap_power), ("confidence", confidence)):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"QSD {option}", value=value, expected="a finite number >= 0")
         if not level_weights:
             raise ConfigError("QSD level_weights", value={}, expected="at least one level and its weight")
         for name, weight in level_weights.items():
@@ -99,6 +124,8 @@ class QSDLoss(nn.Module):
         self.scale_grad = scale_grad
         self.map_norm = map_norm
         self.missing = missing
+        self.gap_power = gap_power
+        self.confidence = confidence
         self.compat_empty_test = compat_empty_test
 
     def forward(
@@ -109,6 +136,10 @@ class QSDLoss(nn.Module):
         quality_2: Tensor,
         valid_1: Tensor | None = None,
         valid_2: Tensor | None = None,
+        spread_1: Tensor | None = None,
+        spread_2: Tensor | None = None,
+        teacher_taps_1: Mapping[str, Tensor] | None = None,
+        teacher_taps_2: Mapping[str, Tensor] | None = None,
     ) -> QSDResult:
         """The loss of B pairs; row i of both streams shows the same identity.
 
@@ -119,20 +150,28 @@ class QSDLoss(nn.Module):
             quality_2: Labels of stream 2.
             valid_1: Which labels of stream 1 exist, [B] bool; default: all.
             valid_2: Likewise for stream 2.
+            spread_1: Standard deviations of the labels of stream 1, [B], NaN where unknown; for ``confidence``.
+            spread_2: Likewise for stream 2.
+            teacher_taps_1: What stream 1 teaches with, from another network, shapes as ``taps_1``; default: ``taps_1``.
+            teacher_taps_2: Likewise for stream 2.
 
         Raises:
             ConfigError: A level has no tap, a tap no level, or shapes do not fit.
         """
-        batch = _batch_size(quality_1, quality_2, valid_1, valid_2)
-        for taps in (taps_1, taps_2):
+        batch = _batch_size(quality_1, quality_2, valid_1, valid_2, spread_1, spread_2)
+        streams = [taps for taps in (taps_1, taps_2, teacher_taps_1, teacher_taps_2) if taps is not None]
+        for taps in streams:
             self._check_taps(taps, batch)
         for name in self.level_weights:
-            if taps_1[name].shape != taps_2[name].shape:
-                shapes = tuple(taps_1[name].shape), tuple(taps_2[name].shape)
-                raise ConfigError(f"QSD tap {name!r}", value=shapes, expected="the same shape in both streams")
+            shapes = [tuple(taps[name].shape) for taps in streams]
+            if len(set(shapes)) > 1:
+                raise ConfigError(f"QSD tap {name!r}", value=tuple(shapes), expected="the same shape in both streams")
         with _fp32_island(taps_1):
             rows_1, rows_2 = self._representations(taps_1), self._representations(taps_2)
-            return self._distil(rows_1, rows_2, quality_1, quality_2, valid_1, valid_2)
+            teachers_1 = rows_1 if teacher_taps_1 is None else self._representations(teacher_taps_1)
+            teachers_2 = rows_2 if teacher_taps_2 is None else self._representations(teacher_taps_2)
+            labels = _PairLabels(quality_1, quality_2, valid_1, valid_2, spread_1, spread_2)
+            return self._distil((rows_1, rows_2), (teachers_1, teachers_2), labels)
 
     def in_batch(
         self,
@@ -140,6 +179,8 @@ class QSDLoss(nn.Module):
         quality: Tensor,
         pairs: tuple[Tensor, Tensor],
         valid: Tensor | None = None,
+        spread: Tensor | None = None,
+        teacher_taps: Mapping[str, Tensor] | None = None,
     ) -> QSDResult:
         """The loss of pairs within one batch: equals ``forward`` on gathered rows, at the cost of one stream.
 
@@ -148,62 +189,70 @@ class QSDLoss(nn.Module):
             quality: Labels, [B], in [0, q_max], higher is better.
             pairs: Row indices of both members, [P] each, e.g. from :func:`~.pairing.inbatch_pairs`; may be empty.
             valid: Which labels exist, [B] bool; default: all.
+            spread: Standard deviations of the labels, [B], NaN where unknown; for ``confidence``.
+            teacher_taps: What the images teach with, from another network, shapes as ``taps``; default: ``taps``.
 
         Raises:
             ConfigError: A level has no tap, a tap no level, or shapes do not fit.
         """
-        self._check_taps(taps, _batch_size(quality, valid))
+        batch = _batch_size(quality, valid, spread)
+        for each in (taps,) if teacher_taps is None else (taps, teacher_taps):
+            self._check_taps(each, batch)
         first, second = pairs
+        labels = _PairLabels(
+            quality[first],
+            quality[second],
+            None if valid is None else valid[first],
+            None if valid is None else valid[second],
+            None if spread is None else spread[first],
+            None if spread is None else spread[second],
+        )
         with _fp32_island(taps):
             rows = self._representations(taps)
-            return self._distil(
-                {name: x[first] for name, x in rows.items()},
-                {name: x[second] for name, x in rows.items()},
-                quality[first],
-                quality[second],
-                None if valid is None else valid[first],
-                None if valid is None else valid[second],
-            )
+            students = _take(rows, first), _take(rows, second)
+            if teacher_taps is None:
+                return self._distil(students, students, labels)
+            rows = self._representations(teacher_taps)
+            return self._distil(students, (_take(rows, first), _take(rows, second)), labels)
 
     def extra_repr(self) -> str:
         """The options, for ``print(model)``."""
-        options = ("level_weights", "tau", "q_max", "map_distance", "scale_grad", "map_norm", "missing")
+        options = ["level_weights", "tau", "q_max", "map_distance", "scale_grad", "map_norm", "missing"]
+        options += ["gap_power", "confidence"]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in options)
 
-    def _distil(
-        self,
-        stream_1: dict[str, Tensor],
-        stream_2: dict[str, Tensor],
-        quality_1: Tensor,
-        quality_2: Tensor,
-        valid_1: Tensor | None,
-        valid_2: Tensor | None,
-    ) -> QSDResult:
+    def _distil(self, students: _Streams, teachers: _Streams, labels: _PairLabels) -> QSDResult:
         gate = pair_gate(
-            quality_1,
-            quality_2,
-            valid_1,
-            valid_2,
+            **labels._asdict(),
             tau=self.tau,
             q_max=self.q_max,
             missing=self.missing,
+            confidence=self.confidence,
             compat_empty_test=self.compat_empty_test,
         )
         counts = gate.counts()
         taught_by_1, pairs = counts.pop("taught_by_1"), counts["kept"]
         stats = {**counts, "mean_gap": gate.mean_gap, "teacher_share_1": taught_by_1 / pairs.clamp(min=1)}
+        stats["empty"] = (pairs == 0).float()
+        weight = gap_weights(gate, pairs, self.gap_power) if self.gap_power else None
         levels: dict[str, Tensor] = {}
         for name in self.level_weights:
-            first, second = stream_1[name], stream_2[name]
+            first, second = students[0][name], students[1][name]
             teacher_1 = gate.teacher_1.view(-1, *[1] * (first.dim() - 1))
             student = torch.where(teacher_1, second, first)
-            teacher = torch.where(teacher_1, first.detach(), second.detach())
+            teacher = torch.where(teacher_1, teachers[0][name].detach(), teachers[1][name].detach())
             if student.dim() == 3:
                 levels[name], stats[f"range/{name}"] = map_level(
-                    student, teacher, gate.keep, pairs, distance=self.map_distance, scale_grad=self.scale_grad
+                    student,
+                    teacher,
+                    gate.keep,
+                    pairs,
+                    distance=self.map_distance,
+                    scale_grad=self.scale_grad,
+                    weight=weight,
                 )
             else:
-                levels[name] = vector_level(student, teacher, gate.keep, pairs)
+                levels[name] = vector_level(student, teacher, gate.keep, pairs, weight)
         total = torch.stack([weight * levels[name] for name, weight in self.level_weights.items()]).sum()
         return QSDResult(total, levels, stats)
 
@@ -255,3 +304,7 @@ def _batch_size(quality: Tensor, *others: Tensor | None) -> int:
 
 def _fp32_island(taps: Mapping[str, Tensor]) -> torch.autocast:
     return torch.autocast(next(iter(taps.values())).device.type, enabled=False)
+
+
+def _take(rows: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    return {name: x[index] for name, x in rows.items()}

@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy import toy_cfg, use_market, write_market
+from qsd_toy import (
+    ANCHORS,
+    IDENTITIES,
+    LEVELS,
+    QUALITY,
+    base_model,
+    batch,
+    build,
+    qsd_cfg,
+    step,
+    use_images,
+    with_partners,
+)
 
 from qsd_plugin.core.errors import ConfigError, DataError, LabelError
 from qsd_plugin.hosts import fastreid as host
@@ -18,78 +30,10 @@ from qsd_plugin.quality.labels import QualityLabels
 
 host.activate()
 
-LEVELS = ["backbone.layer2.1", "backbone.layer3.1", "backbone.layer4.1", "heads.bottleneck", "heads:pred_class_logits"]
-IDENTITIES = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
-QUALITY = torch.tensor([10.0, 80.0, 45.0, 60.0, 20.0, 25.0, 90.0, 30.0])
-
 
 @pytest.fixture(autouse=True)
 def market(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two identities with eight images each: the first four of each are anchors, the others their partners."""
-    root = write_market(tmp_path / "data", num_ids=2, per_id=8, test_ids=1)
-    use_market(monkeypatch, root)
-    images = sorted(map(str, root.glob("*/bounding_box_train/*.jpg")))
-    monkeypatch.setattr("test_qsd_architecture.ANCHORS", [*images[:4], *images[8:12]])
-    monkeypatch.setattr("test_qsd_architecture.PARTNERS", [*images[4:8], *images[12:]])
-
-
-ANCHORS: list[str] = []
-PARTNERS: list[str] = []
-
-
-def qsd_cfg(folder: Path, **overrides: Any) -> Any:
-    """A tiny QSD config with labels for anchors and partners."""
-    keys = tuple(f"Market1501/bounding_box_train/{Path(path).name}" for path in [*ANCHORS, *PARTNERS])
-    scores = np.concatenate([QUALITY.numpy(), 100 - QUALITY.numpy()]).astype(np.float64)
-    labels = QualityLabels(scores, scores, np.zeros(16), keys, {"dataset": "Market1501", "scale": "minmax"})
-    labels.save(folder / "labels.npz")
-    options = {
-        "MODEL.META_ARCHITECTURE": "QSD",
-        "MODEL.HEADS.NUM_CLASSES": 2,
-        "DATALOADER.SAMPLER_TRAIN": "NaiveIdentitySampler",
-        "DATALOADER.NUM_INSTANCE": 4,
-        "QUALITY.FILES": (str(folder / "labels.npz"),),
-        "QUALITY.SCALE": "none",
-        **overrides,
-    }
-    return toy_cfg(folder / "out", **options)
-
-
-def build(cfg: Any, seed: int = 0) -> Any:
-    from fastreid.modeling.meta_arch.build import build_model
-
-    torch.manual_seed(seed)
-    return build_model(cfg).train()
-
-
-def batch() -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(3)
-    return {
-        "images": torch.rand(8, 3, 64, 32, generator=generator) * 255,
-        "targets": IDENTITIES.clone(),
-        "camids": torch.zeros(8, dtype=torch.int64),
-        "img_paths": ANCHORS,
-    }
-
-
-def with_partners() -> dict[str, Any]:
-    images = torch.rand(8, 3, 64, 32, generator=torch.Generator().manual_seed(4)) * 255
-    return {**batch(), "partner_images": images, "partner_paths": PARTNERS, "partner_valid": torch.ones(8)}
-
-
-def step(model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
-    from fastreid.utils.events import EventStorage
-
-    with EventStorage(0):
-        losses: dict[str, torch.Tensor] = model(inputs)
-        return losses
-
-
-def base_model(cfg: Any) -> Any:
-    plain = cfg.clone()
-    plain.defrost()
-    plain.MODEL.META_ARCHITECTURE = "Baseline"
-    return build(plain)
+    use_images(tmp_path / "data", monkeypatch)
 
 
 def test_inbatch_adds_one_term_and_keeps_the_base_losses_and_keys(tmp_path: Path) -> None:

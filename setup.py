@@ -54,6 +54,7 @@ setup(
             "qsd-doctor=qsd_plugin.tools.doctor:main",
             "qsd-data=qsd_plugin.tools.build_data:main",
             "qsd-labels=qsd_plugin.tools.quality_labels:main",
+            "qsd-weights=qsd_plugin.tools.convert_weights:main",
         ]
     },
 )

@@ -56,6 +56,7 @@ setup(
             "qsd-experiment=qsd_plugin.tools.experiment:main",
             "qsd-compare=qsd_plugin.tools.compare:main",
             "qsd-labels=qsd_plugin.tools.quality_labels:main",
+            "qsd-weights=qsd_plugin.tools.convert_weights:main",
         ]
     },
 )

@@ -46,9 +46,7 @@ def extend_baseline(baseline: Any) -> None:
             loss = weighted_regularised_triplet(outputs["features"], gt_labels, stable=wtri["stable"])
             terms["loss_wtri"] = loss * wtri["scale"]
         if "CenterLoss" in names:
-            terms["loss_center"] = (
-                self.center_loss(outputs["features"], gt_labels) * self.loss_kwargs["center"]["scale"]
-            )
+            terms["loss_center"] = self.center_loss(outputs["features"], gt_labels)  # carries CENTER.SCALE itself
         return terms
 
     baseline.from_config = classmethod(from_config)

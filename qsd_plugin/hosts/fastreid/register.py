@@ -1,4 +1,4 @@
-"""Everything activation adds to the host: config keys, meta-architectures, losses, data sets, loaders, the seed."""
+"""Everything activation adds to the host: config keys, networks, losses, data sets, loaders, the seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import sys
 from typing import Any
 
-from qsd_plugin.hosts.fastreid import baseline_losses, config, datasets, loaders, safety
+from qsd_plugin.hosts.fastreid import backbones, baseline_losses, config, datasets, loaders, safety
 from qsd_plugin.hosts.fastreid.compat.patch import replace
 from qsd_plugin.hosts.fastreid.compose import ComposedArchitecture
 from qsd_plugin.hosts.fastreid.meta_arch.qsd import QSDMixin
@@ -31,6 +31,7 @@ def register_all() -> None:
     config.add_all_config(defaults._C)
     baseline_losses.extend_baseline(Baseline)
     META_ARCH_REGISTRY.register(ComposedArchitecture("QSD", QSDMixin))
+    backbones.register_backbones()
     datasets.register_datasets()
     loaders.install()
     safety.install()

@@ -46,7 +46,7 @@ def _explain_missing_weights() -> Undo:
 
     builders: dict[str, Callable[[Any], Any]] = BACKBONE_REGISTRY._obj_map
     before = dict(builders)
-    builders.update({name: _explained(builder) for name, builder in before.items()})
+    builders.update({name: explained(builder) for name, builder in before.items()})
 
     def undo() -> None:
         builders.update(before)
@@ -54,7 +54,9 @@ def _explain_missing_weights() -> Undo:
     return undo
 
 
-def _explained(builder: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def explained(builder: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A backbone builder whose failures over pretrained weights and ``DEPTH`` say what to do."""
+
     @functools.wraps(builder)
     def build(cfg: Any) -> Any:
         options = cfg.MODEL.BACKBONE

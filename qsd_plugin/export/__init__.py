@@ -1,0 +1,1 @@
+"""Weights and models in and out of the plugin's stack."""

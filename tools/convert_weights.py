@@ -1,0 +1,126 @@
+#!/usr/bin/env python
+"""Turn published weights into a checkpoint that MODEL.WEIGHTS takes.
+
+    python tools/convert_weights.py --from agw --config-file configs/Base-QSD-original.yml --weights FILE \\
+        --output agw.pth [--check-accuracy 5] [KEY VALUE ...]
+
+--from names where the file comes from: agw, qsd (the methods' authors) or fastreid-zoo. The config names the network
+it is for. Nothing in the file is run: of a pickled module the tensors are kept, and nothing else. What fits and what
+does not is printed. With the training set at hand the classifier can be checked (--check-accuracy) and its classes
+brought into fast-reid's order (--match-classes); a run on other identities does without it (--drop-classifier).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from qsd_plugin.core.errors import QSDPluginError
+from qsd_plugin.core.files import check_writable, write_atomically
+from qsd_plugin.export.weights import CLASSIFIER, SOURCES, Fit
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="source", required=True, metavar="|".join(SOURCES), help="origin of the file")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the network")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="the published file")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write")
+    parser.add_argument("--check-accuracy", type=int, default=0, metavar="N", help="classify N training batches")
+    order = parser.add_mutually_exclusive_group()
+    order.add_argument("--match-classes", action="store_true", help="reorder the classifier for DATASETS.NAMES")
+    order.add_argument("--drop-classifier", action="store_true", help="leave the classifier out")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
+    arguments = parser.parse_args()
+    try:
+        run(arguments)
+    except QSDPluginError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Convert, report, check and write."""
+    output = Path(arguments.output)
+    check_writable(output.parent)
+    cfg = load_config(arguments.config_file, arguments.opts)
+    from qsd_plugin.hosts.fastreid import published
+
+    conversion = published.convert_for(
+        cfg, Path(arguments.weights), arguments.source, keep_classifier=not arguments.drop_classifier
+    )
+    print(describe(conversion.fit))
+    if conversion.not_run:
+        print(f"\nThe file wanted to call {', '.join(conversion.not_run)}; nothing was run.")
+    for note in conversion.converted.notes:
+        print(f"note: {note}")
+    for problem in published.check_pixels(cfg, conversion.converted):
+        print(f"ATTENTION: {problem}")
+    state = conversion.state_dict()
+    if arguments.match_classes:
+        state[CLASSIFIER], accuracy = published.match_classes(cfg, conversion.model)
+        conversion.model.get_parameter(CLASSIFIER).data.copy_(state[CLASSIFIER])
+        print(f"Classes matched: {accuracy:.1%} of the training images looked at are classified as their identity.")
+    if arguments.check_accuracy:
+        print(judge(published.training_accuracy(cfg, conversion.model, arguments.check_accuracy)))
+    import torch
+
+    write_atomically(output, functools.partial(torch.save, {"model": state}))
+    print(f"\nWritten: {output}. Use it as MODEL.WEIGHTS {output}")
+
+
+def load_config(config_file: str, opts: list[str]) -> Any:
+    """The host's config with the network that evaluation uses."""
+    from qsd_plugin.hosts import fastreid as host
+
+    host.activate()
+    from fastreid.config import get_cfg
+
+    from qsd_plugin.hosts.fastreid.recipes import deployed_architecture
+
+    cfg = get_cfg()
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(opts)
+    cfg.MODEL.META_ARCHITECTURE = deployed_architecture(cfg)
+    return cfg
+
+
+def describe(fit: Fit) -> str:
+    """How the weights fit the model: the numbers, and every name that is not matched."""
+    parts: dict[str, int] = {}
+    for name in fit.matched:
+        part = ".".join(name.split(".")[:2])
+        parts[part] = parts.get(part, 0) + 1
+    rows = [("matched", part, f"{count} entries") for part, count in parts.items()]
+    rows += [("missing", name, "keeps its initial value") for name in fit.missing]
+    rows += [("unexpected", name, "left out: the model has no such entry") for name in fit.unexpected]
+    for name, (ours, model) in fit.reshaped.items():
+        rows.append(("other shape", name, f"left out: {ours} in the file, {model} in the model"))
+    counts = (
+        f"{len(fit.matched)} matched, {len(fit.missing)} missing, {len(fit.unexpected)} unexpected, "
+        f"{len(fit.reshaped)} of another shape"
+    )
+    return tabulate(rows, headers=["", "name", ""], tablefmt="simple") + f"\n\n{counts}"
+
+
+def judge(result: Any) -> str:
+    """What a training accuracy says about the classifier."""
+    text = (
+        f"Training accuracy: {result.accuracy:.1%} of {result.num_images} images; {result.agreement:.1%} are taken for "
+        "the class that most images of their identity are taken for."
+    )
+    if result.accuracy >= 0.5:
+        return text
+    if result.agreement >= 0.8:
+        return f"{text}\nATTENTION: the classes are in another order than fast-reid's. Convert with --match-classes."
+    return f"{text}\nATTENTION: the classifier was trained on other images. Leave it out with --drop-classifier."
+
+
+if __name__ == "__main__":
+    main()

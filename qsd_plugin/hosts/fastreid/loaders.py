@@ -26,6 +26,7 @@ from qsd_plugin.data.items import single_image_identities
 from qsd_plugin.hosts.fastreid.compat.images import read_image
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace, together
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
+from qsd_plugin.hosts.fastreid.folds import training_part
 
 logger = logging.getLogger("fastreid.qsd_plugin.data")
 
@@ -270,7 +271,7 @@ def _training_items(cfg: Any, options: dict[str, Any]) -> list[Item]:
         if rank() == 0:
             data_set.show_train()
             _tell_single_images(name, own)
-        items += own
+        items += training_part(cfg, own)
     return items
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsd_plugin.core.errors import LabelError
+from qsd_plugin.quality.formats import UNREADABLE
 
 _ARRAYS = "arrays keys [N] (text), embeddings [N, D] and optionally identities [N], no pickled objects"
 
@@ -43,7 +44,7 @@ def read_embeddings(path: Path) -> EmbeddingTable:
             keys = tuple(str(key) for key in arrays["keys"])
             embeddings = np.asarray(arrays["embeddings"])
             identities = np.asarray(arrays["identities"]) if "identities" in arrays else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise LabelError(
             f"Embedding file {path} cannot be read",
             value=str(error),

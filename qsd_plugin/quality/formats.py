@@ -30,7 +30,7 @@ from qsd_plugin.core.errors import LabelError
 #: Columns of numbers, in file order; ``score`` is always there, the others are NaN where unknown.
 COLUMNS = ("score", "raw", "spread")
 #: What the standard library and NumPy raise on files that are cut off, of another kind, or have the wrong contents.
-_UNREADABLE = (
+UNREADABLE = (
     ValueError,
     KeyError,
     TypeError,
@@ -65,7 +65,7 @@ def read_table(path: Path) -> LabelTable:
         )
     try:
         return form.read(path)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise LabelError(
             f"Label file {path} is not a readable {path.suffix} label file",
             value=str(error),

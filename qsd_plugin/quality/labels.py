@@ -1,19 +1,16 @@
 """Quality labels of a training set: one number per image, found again by the paths a host uses.
 
-A label's **key** is the image's POSIX path relative to the data-set folder, prefixed by the data-set's name:
-``Market1501/bounding_box_train/0002_c1s1_000451_03.jpg``. Higher is better. Labels of different data sets are not
-comparable.
+Higher is better. Labels of different data sets are not comparable. Image names: :mod:`qsd_plugin.quality.keys`.
 """
 
 from __future__ import annotations
 
 import os
-import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +19,10 @@ from numpy.typing import NDArray
 
 from qsd_plugin.core.errors import LabelError
 from qsd_plugin.quality.formats import LabelTable, read_table, write_table
+from qsd_plugin.quality.keys import KeyIndex, PathLike, label_key
 from qsd_plugin.quality.scaling import TOP, control, rescale
 
-PathLike = str | os.PathLike[str]
+__all__ = ["PathLike", "QualityLabels", "label_key", "require_coverage"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,80 +100,71 @@ class QualityLabels:
     def lookup(
         self, paths: Sequence[PathLike], *, root: PathLike | None = None, basenames: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The labels of images given by the paths a host uses.
-
-        A path matches, in this order, the key it equals (as given, tidied up, or made absolute); the key built from its
-        place below ``root`` with or without the data-set's name in front; and, if no two keys share a basename, the key
-        with its basename. Answers are remembered per path, so a look-up in the training loop is a dictionary access.
+        """The labels of images given by the paths a host uses; which path finds which key: :meth:`KeyIndex.rows`.
 
         Args:
             paths: Image paths, B of them.
             root: The data-set folder on this machine.
-            basenames: Whether the last rule applies. Switch it off where images of other data sets are looked up too.
+            basenames: Whether a basename may identify an image.
 
         Returns:
             Labels [B], float32, 0 where there is none, and whether there is one, bool [B]; both on the CPU.
         """
-        found = self._memory.setdefault((None if root is None else os.fspath(root), basenames), {})
-        rows = []
-        for path in paths:
-            name = os.fspath(path)
-            row = found.get(name)
-            if row is None:
-                row = found[name] = self._row(name, root, basenames)
-            rows.append(row)
-        index = torch.tensor(rows, dtype=torch.int64)
-        return self._score_after_padding[index], self._valid_after_padding[index]
+        rows = torch.from_numpy(self._index.rows(paths, root=root, basenames=basenames))
+        return self._score_after_padding[rows], self._valid_after_padding[rows]
 
-    def coverage(self, paths: Sequence[PathLike], *, root: PathLike | None = None) -> float:
+    def lookup_spread(
+        self, paths: Sequence[PathLike], *, root: PathLike | None = None, basenames: bool = True
+    ) -> torch.Tensor:
+        """The spread of the labels that :meth:`lookup` finds, [B] float32 on the CPU; NaN where it is not known."""
+        return self._spread_after_padding[torch.from_numpy(self._index.rows(paths, root=root, basenames=basenames))]
+
+    def coverage(self, paths: Sequence[PathLike], *, root: PathLike | None = None, basenames: bool = True) -> float:
         """The share of ``paths`` that have a label, 0 to 1; 1 for no paths."""
-        return self.lookup(paths, root=root)[1].float().mean().item() if len(paths) else 1.0
+        return self.lookup(paths, root=root, basenames=basenames)[1].float().mean().item() if len(paths) else 1.0
 
     def rescaled(self, kind: str) -> QualityLabels:
         """These labels on another scale, fitted to them; see :func:`qsd_plugin.quality.scaling.rescale`.
 
         ``none`` leaves them alone, and so does the scale that the header says they are on: SDD-FIQA labels are means of
-        minmax-scaled rounds and must not be stretched a second time.
+        minmax-scaled rounds and must not be stretched a second time. ``minmax`` stretches the spread with the labels;
+        on the ``rank`` scale, where a step has no fixed size, the spread is unknown (NaN).
         """
         score = rescale(self.score, kind)
         if kind in ("none", self.meta.get("scale")):
             return self
-        fitted_to = [float(np.nanmin(self.score)), float(np.nanmax(self.score))]
-        return replace(self, score=score, meta={**self.meta, "scale": kind, "scale_fitted_to": fitted_to})
+        low, high = float(np.nanmin(self.score)), float(np.nanmax(self.score))
+        # Ranks have no unit that a spread could be measured in, and equal labels none either.
+        factor = TOP / (high - low) if kind == "minmax" and high > low else np.nan
+        meta = {**self.meta, "scale": kind, "scale_fitted_to": [low, high]}
+        return replace(self, score=score, spread=self.spread * factor, meta=meta)
 
     def controlled(self, kind: str, *, seed: int) -> QualityLabels:
-        """These labels under a control experiment; see :func:`qsd_plugin.quality.scaling.control`."""
+        """These labels under a control experiment; see :func:`qsd_plugin.quality.scaling.control`.
+
+        A spread stays with its label: ``shuffle`` deals out both together.
+        """
         if kind == "none":
             return self
-        return replace(self, score=control(self.score, kind, seed=seed), meta={**self.meta, "control": kind})
+        meta = {**self.meta, "control": kind}
+        score = control(self.score, kind, seed=seed)
+        if kind != "shuffle":
+            return replace(self, score=score, meta=meta)
+        # The same deal, of row numbers instead of scores.
+        known = np.isfinite(self.score)
+        dealt = control(np.where(known, np.arange(len(self)), np.nan), kind, seed=seed)
+        spread = self.spread.copy()
+        spread[known] = self.spread[dealt[known].astype(np.int64)]
+        return replace(self, score=score, spread=spread, meta=meta)
 
     def with_meta(self, **entries: Any) -> QualityLabels:
         """These labels with more header entries, e.g. ``dataset="Market1501"``."""
         return replace(self, meta={**self.meta, **entries})
 
-    def _row(self, path: str, root: PathLike | None, basenames: bool) -> int:
-        posix = PurePath(path).as_posix()
-        candidates = [path, posixpath.normpath(posix), PurePath(os.path.abspath(path)).as_posix()]
-        below = None if root is None else _below(path, root)
-        if below is not None:
-            candidates += [f"{self.meta['dataset']}/{below}", below] if "dataset" in self.meta else [below]
-        for candidate in candidates:
-            if candidate in self._row_of_key:
-                return self._row_of_key[candidate]
-        return self._row_of_basename.get(posixpath.basename(posix), -1) if basenames else -1
-
     @cached_property
-    def _memory(self) -> dict[tuple[str | None, bool], dict[str, int]]:
-        return {}
-
-    @cached_property
-    def _row_of_key(self) -> dict[str, int]:
-        return {key: row for row, key in enumerate(self.keys)}
-
-    @cached_property
-    def _row_of_basename(self) -> dict[str, int]:
-        rows = {posixpath.basename(key): row for row, key in enumerate(self.keys)}
-        return rows if len(rows) == len(self.keys) else {}
+    def _index(self) -> KeyIndex:
+        dataset = self.meta.get("dataset")
+        return KeyIndex(self.keys, dataset=None if dataset is None else str(dataset))
 
     # Row -1, "not found", reads the padding at the end.
     @cached_property
@@ -186,31 +175,18 @@ class QualityLabels:
     def _valid_after_padding(self) -> torch.Tensor:
         return torch.from_numpy(np.append(np.isfinite(self.score), False))
 
-
-def label_key(path: PathLike, *, root: PathLike, dataset: str) -> str:
-    """The key of an image: its path below the data-set folder, behind the data-set's name.
-
-    Args:
-        path: Image path, absolute or relative to the working directory.
-        root: The data-set folder, e.g. ``datasets/Market-1501-v15.09.15``.
-        dataset: The data-set's registered name, e.g. ``Market1501``.
-
-    Raises:
-        LabelError: The image does not lie below ``root``.
-    """
-    below = _below(os.fspath(path), root)
-    if below is None:
-        raise LabelError(
-            "Image outside its data-set folder",
-            value=os.fspath(path),
-            expected=f"a path below {os.fspath(root)}",
-            remedy="Pass the folder the data set was read from as root.",
-        )
-    return f"{dataset}/{below}"
+    @cached_property
+    def _spread_after_padding(self) -> torch.Tensor:
+        return torch.from_numpy(np.append(self.spread, np.nan).astype(np.float32))
 
 
 def require_coverage(
-    labels: QualityLabels, paths: Sequence[PathLike], minimum: float = 0.99, *, root: PathLike | None = None
+    labels: QualityLabels,
+    paths: Sequence[PathLike],
+    minimum: float = 0.99,
+    *,
+    root: PathLike | None = None,
+    basenames: bool = True,
 ) -> float:
     """The coverage of ``paths``, which must not be below ``minimum``.
 
@@ -218,9 +194,9 @@ def require_coverage(
         LabelError: Too few paths have a label; shows two that have none and two keys of the file, so that the mismatch
             can be seen.
     """
-    coverage = labels.coverage(paths, root=root)
+    coverage = labels.coverage(paths, root=root, basenames=basenames)
     if coverage < minimum:
-        valid = labels.lookup(paths, root=root)[1].tolist()
+        valid = labels.lookup(paths, root=root, basenames=basenames)[1].tolist()
         unmatched = [os.fspath(path) for path, matched in zip(paths, valid, strict=True) if not matched]
         raise LabelError(
             f"Quality {labels.origin} covers {sum(valid)} of {len(paths)} training images ({coverage:.1%})",
@@ -230,14 +206,6 @@ def require_coverage(
             "tools/quality_labels.py; QUALITY.MIN_COVERAGE sets the limit.",
         )
     return coverage
-
-
-def _below(path: str, root: PathLike) -> str | None:
-    """``path`` relative to ``root`` with forward slashes, ``None`` if it lies elsewhere; links are not followed."""
-    base, full = os.path.abspath(root), os.path.abspath(path)
-    if not full.startswith(os.path.join(base, "")):
-        return None
-    return PurePath(os.path.relpath(full, base)).as_posix()
 
 
 def _validate(name: str, table: LabelTable) -> None:

@@ -102,13 +102,26 @@ class FileSource:
     def __call__(self, batch: Mapping[str, Any], /) -> tuple[torch.Tensor, torch.Tensor]:
         """Labels of ``batch["paths"]``, on the CPU; the first file that knows a path decides."""
         paths = _entry(batch, "paths", "file")
-        # The same basename may occur in two data sets, so it identifies an image only where there is one file.
-        basenames = len(self.labels) == 1
-        scores, valid = self.labels[0].lookup(paths, root=self.roots[0], basenames=basenames)
+        scores, valid = self.labels[0].lookup(paths, root=self.roots[0], basenames=self.basenames)
         for labels, root in zip(self.labels[1:], self.roots[1:], strict=True):
-            more, found = labels.lookup(paths, root=root, basenames=basenames)
+            more, found = labels.lookup(paths, root=root, basenames=self.basenames)
             scores, valid = torch.where(valid, scores, more), valid | found
         return scores, valid
+
+    def spread(self, paths: Sequence[PathLike]) -> torch.Tensor:
+        """Spread of the labels of ``paths``, in units of the scores, [B] float32 on the CPU; NaN where not known."""
+        spread = torch.full((len(paths),), torch.nan)
+        valid = torch.zeros(len(paths), dtype=torch.bool)
+        for labels, root in zip(self.labels, self.roots, strict=True):
+            more = labels.lookup_spread(paths, root=root, basenames=self.basenames)
+            spread = torch.where(valid, spread, more)
+            valid |= labels.lookup(paths, root=root, basenames=self.basenames)[1]
+        return spread
+
+    @property
+    def basenames(self) -> bool:
+        """Whether a basename identifies an image: with several files it may occur in two data sets."""
+        return len(self.labels) == 1
 
 
 @QUALITY_SOURCES.register("embedding_norm")

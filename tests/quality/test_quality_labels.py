@@ -10,6 +10,7 @@ import pytest
 
 from qsd_plugin.core.errors import LabelError
 from qsd_plugin.quality import QualityLabels, label_key, require_coverage
+from qsd_plugin.quality.keys import KeyIndex
 
 KEYS = (
     "Market1501/bounding_box_train/0002_c1s1_000451_03.jpg",
@@ -231,7 +232,7 @@ def test_lookups_are_remembered(monkeypatch):
     def forgotten(*arguments):
         raise AssertionError("looked up again")
 
-    monkeypatch.setattr(QualityLabels, "_row", forgotten)
+    monkeypatch.setattr(KeyIndex, "_find", forgotten)
     assert [tensor.tolist() for tensor in labels.lookup([path])] == [tensor.tolist() for tensor in first]
     with pytest.raises(AssertionError, match="looked up again"):
         labels.lookup([path], root="/elsewhere")  # another root may mean another image

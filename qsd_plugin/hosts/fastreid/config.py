@@ -74,6 +74,14 @@ def add_quality_config(cfg: Any) -> None:
     node.CONTROL = "none"
     # Smallest fraction of training images that must have a label. 0 to 1.
     node.MIN_COVERAGE = 0.99
+    # How images are labelled: sdd_fiqa | norm (length of the feature before the BN neck).
+    node.METHOD = "sdd_fiqa"
+    # Cross-fitting: every one of K folds of the training identities is labelled by a baseline trained on the other
+    # folds, which never saw them. 0 (one baseline labels the images it was trained on) or K >= 2.
+    node.FOLDS = 0
+    # Label the training images again with the current network every N epochs, as OUTPUT_DIR/labels_epoch_XXX.npz.
+    # 0 (never) or N >= 1.
+    node.REFRESH_EPOCHS = 0
     # SDD-FIQA labelling (Ou et al., CVPR 2021): images of the same identity drawn per image and round (n+). >= 1.
     node.POSITIVES = 24
     # The same for images of other identities (n-). >= 1.

@@ -27,6 +27,11 @@ def add_data_config(cfg: Any) -> None:
     # A training image that cannot be decoded is replaced by another one of its identity. More than this share of the
     # training images damaged: the run stops with the list. 0 to 1.
     node.MAX_CORRUPT = 0.01
+    # Cross-fitting (the recipe sets both, see QUALITY.FOLDS): number of folds that the training identities are divided
+    # into. 0 (none) or >= 2.
+    node.FOLDS = 0
+    # The fold whose identities are left out of training. 0 (none) to DATA.FOLDS.
+    node.FOLD = 0
     # Folder where generated data is kept. Path; empty: environment variable QSD_PLUGIN_CACHE, else
     # ~/.cache/qsd_plugin.
     node.CACHE = ""

@@ -153,12 +153,13 @@ def block_stages(plan: Plan, split: str, seed: int) -> list[Stage]:
     root = Path(cfg.OUTPUT_DIR)
     items = {name: training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1] for name in cfg.DATASETS.NAMES}
     data = recipes._digest(items)
-    plain = recipes.baseline_config(cfg)
+    plain = recipes.baseline_config(cfg, root / BASELINE)
     given = cfg.RECIPE.BASELINE.WEIGHTS
     checkpoint = Path(given) if given else root / BASELINE / "model_final.pth"
     own_keys = recipes._without(plain, recipes._NO_QUALITY)
     stages = [_training_stage(BASELINE, plain, plain, data, own_keys, [], checkpoint if given else None)]
-    stages.append(recipes.labels_stage(cfg, plain, checkpoint, items))
+    folds = recipes.fold_stages(cfg, root, _ARGUMENTS, items)
+    stages += [*folds, recipes.labels_stage(cfg, plain, checkpoint, items, folds=folds)]
     for arm in plan.arms:
         own = block_config(plan, split, seed, arm)
         tuned = recipes.derive(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qsd_plugin.core.progress import progress
+from qsd_plugin.networks.taps import TapRecorder
 
 Items = Sequence[tuple[str, Any, Any]]
 
@@ -28,14 +29,17 @@ def load_model(cfg: Any, checkpoint: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def embed(cfg: Any, model: nn.Module, items: Items, *, title: str = "Embedding images") -> torch.Tensor:
-    """Evaluation embeddings of images, in the order of ``items``.
+def embed(
+    cfg: Any, model: nn.Module, items: Items, *, title: str = "Embedding images", tap: str | None = None
+) -> torch.Tensor:
+    """Evaluation embeddings of images, in the order of ``items``. No global random stream is drawn from.
 
     Args:
         cfg: The host's config; decides size, normalisation and batch.
         model: A host model in eval mode.
         items: Host items ``(path, pid, camid)``.
         title: For the progress line.
+        tap: Return the output of this module, flattened, instead of the model's.
 
     Returns:
         [N, D] float32 on the CPU, not normalised.
@@ -50,7 +54,12 @@ def embed(cfg: Any, model: nn.Module, items: Items, *, title: str = "Embedding i
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=fast_batch_collator,
+        generator=torch.Generator(),  # else starting the loader draws the workers' seed from the global stream
     )
     device = next(model.parameters()).device
-    parts = [model({"images": batch["images"].to(device)}).float().cpu() for batch in progress(loader, title)]
+    parts = []
+    with TapRecorder(model, [tap] if tap else []) as recorded:
+        for batch in progress(loader, title):
+            output = model({"images": batch["images"].to(device)})
+            parts.append((recorded[tap].flatten(1) if tap else output).float().cpu())
     return torch.cat(parts)

@@ -27,6 +27,7 @@ from qsd_plugin.hosts.fastreid.compat.images import read_image
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace, together
 from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
+from qsd_plugin.hosts.fastreid.folds import training_part
 from qsd_plugin.hosts.fastreid.pair_views import PairViews, host_transforms_config, pair_views, refuse_own_transforms
 
 logger = logging.getLogger("fastreid.qsd_plugin.data")
@@ -290,7 +291,7 @@ def _training_items(cfg: Any, options: dict[str, Any]) -> list[Item]:
         if rank() == 0:
             data_set.show_train()
             _tell_single_images(name, own)
-        items += own
+        items += training_part(cfg, own)
     return items
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from qsd_plugin.core.errors import ConfigError, LabelError, did_you_mean
 from qsd_plugin.hosts.fastreid import datasets
-from qsd_plugin.methods.qsd import check_labels
-from qsd_plugin.quality.labels import QualityLabels, require_coverage
-from qsd_plugin.quality.scaling import CONTROLS, TOP
+from qsd_plugin.hosts.fastreid.labelling import check_method
+from qsd_plugin.quality.checks import label_warnings, require_order
+from qsd_plugin.quality.labels import require_coverage
+from qsd_plugin.quality.scaling import CONTROLS
 from qsd_plugin.quality.sources import FileSource, QualitySource, build_source
 
 logger = logging.getLogger("fastreid.qsd_plugin.quality")
@@ -53,7 +50,6 @@ class ImageQuality(nn.Module):
         self._cfg = cfg.clone()
         self.needs_embeddings = cfg.QUALITY.SOURCE not in (FILE, NETWORK)
         self.source: QualitySource | None = None
-        self._spreads: FileSource | None = None
         if cfg.QUALITY.SOURCE == NETWORK:
             self.source = build_source(NETWORK, network=cfg.QUALITY.NETWORK, weights=cfg.QUALITY.NETWORK_WEIGHTS)
         elif self.needs_embeddings:
@@ -77,25 +73,37 @@ class ImageQuality(nn.Module):
         Raises:
             LabelError: A label file is missing, wrong, or covers too few training images.
         """
-        if self.source is None:
-            self.source = file_source(self._cfg)
         entries = {"paths": paths, "embeddings": embeddings, "images": images}
-        quality, valid = self.source({name: entry for name, entry in entries.items() if entry is not None})
+        batch = {name: entry for name, entry in entries.items() if entry is not None}
+        quality, valid = self._ready_source()(batch)
         return quality.to(device, non_blocking=True), valid.to(device, non_blocking=True)
 
     def spread(self, paths: Sequence[str], device: torch.device) -> torch.Tensor:
-        """Standard deviation of each label over the labelling rounds [B] float32, in label units; NaN where unknown.
+        """How uncertain the quality of each image is, [B] float32 on ``device``, in units of the quality.
 
-        Only label files know them.
+        The standard deviation over the labelling's rounds. NaN where it is not known: images without a label, labels
+        without rounds (``norm``, files of others), ``QUALITY.SCALE rank``, and sources other than ``file``.
+
+        Raises:
+            LabelError: As :meth:`forward`.
         """
+        source = self._ready_source()
+        if not isinstance(source, FileSource):
+            return torch.full((len(paths),), torch.nan, device=device)
+        return source.spread(paths).to(device, non_blocking=True)
+
+    def use_files(self, files: Sequence[Path]) -> None:
+        """From now on take the labels from these files instead, one per training set.
+
+        Raises:
+            LabelError: As :meth:`forward`.
+        """
+        self.source = file_source(self._cfg, files)
+
+    def _ready_source(self) -> QualitySource:
         if self.source is None:
             self.source = file_source(self._cfg)
-        if not isinstance(self.source, FileSource):
-            return torch.full((len(paths),), torch.nan, device=device)
-        if self._spreads is None:
-            self._spreads = _spread_source(self.source)
-        spread, known = self._spreads({"paths": paths})
-        return torch.where(known, spread, torch.nan).to(device, non_blocking=True)
+        return self.source
 
 
 def check_config(cfg: Any) -> None:
@@ -110,6 +118,8 @@ def check_config(cfg: Any) -> None:
             expected=f"none or random_direction with QUALITY.SOURCE {quality.SOURCE}",
             remedy="shuffle and reverse act on stored labels: make some with --stage labels.",
         )
+    check_method(cfg)
+    _check_refresh(quality)
     if quality.SOURCE == FILE:
         label_files(cfg)
 
@@ -126,16 +136,25 @@ def label_files(cfg: Any) -> list[Path]:
             expected=f"one label file per training set, in the order of DATASETS.NAMES {tuple(names)}",
             remedy="Labels of different data sets are not comparable, so each set has its own file.",
         )
-    return [Path(path) for path in cfg.QUALITY.FILES]
+    files = [Path(path) for path in cfg.QUALITY.FILES]
+    if len({file.resolve() for file in files}) < len(files):
+        raise ConfigError(
+            "QUALITY.FILES names one file for several training sets",
+            value=tuple(map(str, files)),
+            expected=f"a file of its own for each of DATASETS.NAMES {tuple(names)}",
+            remedy="Labels of different data sets are not comparable, so each set has its own file.",
+        )
+    return files
 
 
-def file_source(cfg: Any) -> FileSource:
-    """The labels of ``QUALITY.FILES``, checked against the training images.
+def file_source(cfg: Any, files: Sequence[Path] | None = None) -> FileSource:
+    """The labels of ``QUALITY.FILES`` or of ``files``, checked against the training images.
 
     Raises:
-        LabelError: A file is missing, wrong, or covers less than ``QUALITY.MIN_COVERAGE`` of its data set.
+        LabelError: A file is missing, wrong, has equal labels only, or covers less than ``QUALITY.MIN_COVERAGE`` of its
+            data set.
     """
-    files = label_files(cfg)
+    files = label_files(cfg) if files is None else files
     for path in files:
         if not path.is_file():
             raise LabelError(
@@ -155,28 +174,29 @@ def file_source(cfg: Any) -> FileSource:
     )
     for (name, root), labels in zip(roots.items(), source.labels, strict=True):
         items = datasets.training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1]
-        coverage = require_coverage(labels, [path for path, _, _ in items], cfg.QUALITY.MIN_COVERAGE, root=root)
+        paths = [path for path, _, _ in items]
+        coverage = require_coverage(labels, paths, cfg.QUALITY.MIN_COVERAGE, root=root, basenames=source.basenames)
+        require_order(labels)
+        for text in label_warnings(labels):
+            logger.warning("Quality labels of %s (%s): %s", name, labels.origin, text)
         logger.info("Quality labels of %s: %s, %.2f %% of %d images", name, labels.origin, 100 * coverage, len(items))
-        warning = check_labels(torch.from_numpy(labels.score[np.isfinite(labels.score)]), labels.origin)
-        if warning:
-            logger.warning(warning)
     return source
 
 
-def _spread_source(source: FileSource) -> FileSource:
-    """``source`` with the spread of each label in the label's place."""
-    spreads = copy.copy(source)
-    spreads.labels = tuple(replace(labels, score=_spread_on_label_scale(labels)) for labels in source.labels)
-    if not any(np.isfinite(labels.score).any() for labels in spreads.labels):
-        logger.warning("QSD.CONFIDENCE drops no pair: %s holds no spreads.", source.labels[0].origin)
-    return spreads
-
-
-def _spread_on_label_scale(labels: QualityLabels) -> NDArray[np.float64]:
-    fitted_to = labels.meta.get("scale_fitted_to")
-    if fitted_to is None:
-        return labels.spread
-    low, high = fitted_to
-    # Ranks have no factor that a spread could be multiplied with.
-    factor = TOP / (high - low) if labels.meta["scale"] == "minmax" and high > low else np.nan
-    return labels.spread * factor
+def _check_refresh(quality: Any) -> None:
+    if quality.REFRESH_EPOCHS < 0:
+        raise ConfigError("QUALITY.REFRESH_EPOCHS", value=quality.REFRESH_EPOCHS, expected="0 (never) or more")
+    if quality.REFRESH_EPOCHS and quality.SOURCE != FILE:
+        raise ConfigError(
+            "QUALITY.REFRESH_EPOCHS",
+            value=quality.REFRESH_EPOCHS,
+            expected=f"0 with QUALITY.SOURCE {quality.SOURCE}, which scores every batch anew",
+        )
+    if quality.REFRESH_EPOCHS and quality.FOLDS:
+        raise ConfigError(
+            "QUALITY.REFRESH_EPOCHS",
+            value=quality.REFRESH_EPOCHS,
+            expected=f"0 with QUALITY.FOLDS {quality.FOLDS}",
+            remedy="Refreshed labels come from the network in training, which sees every image; cross-fitted ones must "
+            "come from networks that do not. Choose one of the two.",
+        )

@@ -1,11 +1,11 @@
-"""The stages behind ``tools/train_net.py``: baseline -> labels -> [control] -> qsd -> report."""
+"""The stages behind ``tools/train_net.py``: baseline -> [fold1 ... foldK] -> labels -> [control] -> qsd -> report."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.stages import Stage
 from qsd_plugin.hosts.fastreid import extract, report
-from qsd_plugin.hosts.fastreid.datasets import Item, dataset_folder, test_set, training_set
+from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
+from qsd_plugin.hosts.fastreid.folds import check_folds
+from qsd_plugin.hosts.fastreid.labelling import make_fold_labels, make_labels
 from qsd_plugin.hosts.fastreid.quality import label_files
-from qsd_plugin.quality import sdd_fiqa_labels
-from qsd_plugin.quality.labels import label_key
 
 logger = logging.getLogger("fastreid.qsd_plugin.recipes")
 
@@ -33,7 +33,11 @@ _INDIFFERENT = (
     "KD.",
 )
 _NO_QUALITY = ("QSD.", "QUALITY.")
-_LABEL_KEYS = ("QUALITY.POSITIVES", "QUALITY.NEGATIVES", "QUALITY.ROUNDS", "QUALITY.SIGNED", "INPUT.SIZE_TEST", "SEED")
+_LABEL_KEYS = (
+    *(f"QUALITY.{key}" for key in ("METHOD", "FOLDS", "POSITIVES", "NEGATIVES", "ROUNDS", "SIGNED")),
+    "INPUT.SIZE_TEST",
+    "SEED",
+)
 
 
 def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
@@ -52,7 +56,7 @@ def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
     root = Path(cfg.OUTPUT_DIR)
     items = {name: training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1] for name in cfg.DATASETS.NAMES}
     data = _digest(items)
-    baseline = baseline_config(cfg)
+    baseline = baseline_config(cfg, root / "baseline")
     given = cfg.RECIPE.BASELINE.WEIGHTS
     checkpoint = Path(given) if given else root / "baseline" / "model_final.pth"
     fine_tune = {"MODEL__WEIGHTS": str(checkpoint), "QUALITY__FILES": tuple(map(str, label_files(cfg)))}
@@ -62,39 +66,65 @@ def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
     stages = []
     if not given:
         stages.append(_training_stage("baseline", baseline, arguments, data, keys=_without(baseline, _NO_QUALITY)))
-    stages.append(labels_stage(cfg, baseline, checkpoint, items))
+    folds = fold_stages(cfg, root, arguments, items)
+    stages += [*folds, labels_stage(cfg, baseline, checkpoint, items, folds=folds)]
     if cfg.RECIPE.CONTROL:
         keys = _without(control, _NO_QUALITY)
         stages.append(_training_stage("control", control, arguments, data, keys=keys, inputs=[checkpoint]))
     inputs = [checkpoint, *label_files(cfg)]
     stages.append(_training_stage("qsd", qsd, arguments, data, keys=_without(qsd, ()), inputs=inputs))
-    trained = [stage.name for stage in stages if stage.name not in ("baseline", "labels")]
+    trained = [stage.name for stage in stages if stage.name in ("control", "qsd")]
     arms = {"baseline": checkpoint, **{name: root / name / "model_final.pth" for name in trained}}
     stages.append(report_stage(cfg, baseline, arms))
     return stages
 
 
-def baseline_config(cfg: Any) -> Any:
-    """The config of the stage ``baseline`` of the recipe that ``cfg`` ends."""
+def baseline_config(cfg: Any, output_dir: Path, **values: Any) -> Any:
+    """The config of the network that labels the images: ``cfg`` without QSD, trained as ``RECIPE.BASELINE`` says.
+
+    Args:
+        cfg: The final stage's config.
+        output_dir: The stage's folder.
+        values: More settings, as for :func:`derive`.
+    """
     return derive(
         cfg,
-        Path(cfg.OUTPUT_DIR) / "baseline",
-        MODEL__META_ARCHITECTURE=cfg.QSD.BASE,
+        output_dir,
+        MODEL__META_ARCHITECTURE=deployed_architecture(cfg),
         MODEL__WEIGHTS="",
         SOLVER__MAX_EPOCH=cfg.RECIPE.BASELINE.MAX_EPOCH,
         SOLVER__BASE_LR=cfg.RECIPE.BASELINE.BASE_LR,
         SOLVER__STEPS=cfg.RECIPE.BASELINE.STEPS,
         SOLVER__WARMUP_ITERS=cfg.RECIPE.BASELINE.WARMUP_ITERS,
+        **values,
     )
 
 
-def labels_stage(cfg: Any, baseline: Any, checkpoint: Path, items: dict[str, list[Item]]) -> Stage:
-    """The stage ``labels``: SDD-FIQA labels of ``items`` by the network of ``baseline`` with ``checkpoint``."""
+def labels_stage(
+    cfg: Any, baseline: Any, checkpoint: Path, items: Mapping[str, list[Item]], *, folds: Sequence[Stage] = ()
+) -> Stage:
+    """The stage ``labels``: labels of ``items`` by the network of ``baseline``.
+
+    Args:
+        cfg: The final stage's config; ``OUTPUT_DIR`` is the recipe's root.
+        baseline: Config of the plain network.
+        checkpoint: Its weights; not used where there are folds.
+        items: Training items by data-set name.
+        folds: The stages that train a network per fold, for cross-fitted labels.
+    """
+    embedders = [Path(cfg.OUTPUT_DIR) / stage.name / "model_final.pth" for stage in folds] or [checkpoint]
+
+    def run(folder: Path, resume: bool) -> None:
+        if folds:
+            make_fold_labels(baseline, embedders, items, folder)
+        else:
+            make_labels(baseline, checkpoint, items, folder)
+
     return Stage(
         "labels",
-        lambda folder, resume: make_labels(baseline, checkpoint, items, folder),
+        run,
         keys={key: value for key, value in flatten(cfg).items() if key in _LABEL_KEYS},
-        inputs=[checkpoint],
+        inputs=embedders,
         data=_digest(items),
         outputs=[] if cfg.QUALITY.FILES else [f"{name}.npz" for name in items],
     )
@@ -109,6 +139,24 @@ def report_stage(cfg: Any, baseline: Any, arms: dict[str, Path], *, name: str = 
         inputs=list(arms.values()),
         outputs=["results.json", "results.md"],
     )
+
+
+def fold_stages(cfg: Any, root: Path, arguments: Any, items: Mapping[str, list[Item]]) -> list[Stage]:
+    """One baseline per fold of ``QUALITY.FOLDS``, trained without that fold's identities; none when that is 0.
+
+    Raises:
+        ConfigError: The identities cannot be divided into so many folds.
+    """
+    count = cfg.QUALITY.FOLDS
+    if not count:
+        return []
+    check_folds(cfg, items)
+    stages = []
+    for fold in range(1, count + 1):
+        name = f"fold{fold}"
+        config = baseline_config(cfg, root / name, DATA__FOLDS=count, DATA__FOLD=fold)
+        stages.append(_training_stage(name, config, arguments, _digest(items), keys=_without(config, _NO_QUALITY)))
+    return stages
 
 
 def check_final_stage(cfg: Any) -> None:
@@ -199,36 +247,6 @@ def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def make_labels(cfg: Any, checkpoint: Path, items: dict[str, list[Item]], folder: Path) -> None:
-    """SDD-FIQA labels of training sets, as ``<folder>/<data set>.npz``.
-
-    Args:
-        cfg: Config of the plain network that embeds the images.
-        checkpoint: Its weights.
-        items: Training items by data-set name.
-        folder: Where to write.
-    """
-    if rank() != 0:
-        return
-    model = extract.load_model(cfg, checkpoint)
-    for name, entries in items.items():
-        embeddings = extract.embed(cfg, model, entries, title=f"Embedding {name}")
-        root = dataset_folder(cfg, name)
-        labels = sdd_fiqa_labels(
-            embeddings,
-            [pid for _, pid, _ in entries],
-            keys=[label_key(path, root=root, dataset=name) for path, _, _ in entries],
-            positives=cfg.QUALITY.POSITIVES,
-            negatives=cfg.QUALITY.NEGATIVES,
-            rounds=cfg.QUALITY.ROUNDS,
-            seed=max(cfg.SEED, 0),
-            signed=cfg.QUALITY.SIGNED,
-        )
-        labels = labels.with_meta(dataset=name, extractor=str(checkpoint))
-        labels.save(folder / f"{name}.npz")
-        logger.info("Labels of %s: %d images, %s", name, len(labels), labels.meta)
-
-
 def _training_stage(
     name: str, cfg: Any, arguments: Any, data: str, *, keys: dict[str, Any], inputs: Sequence[Path] = ()
 ) -> Stage:
@@ -245,7 +263,7 @@ def _without(cfg: Any, more: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in flatten(cfg).items() if not key.startswith(prefixes)}
 
 
-def _digest(items: dict[str, list[Item]]) -> str:
+def _digest(items: Mapping[str, list[Item]]) -> str:
     digest = hashlib.sha256()
     for name, entries in items.items():
         for path, pid, _ in entries:

@@ -8,7 +8,7 @@ import logging
 import sys
 from typing import Any
 
-from qsd_plugin.hosts.fastreid import backbones, baseline_losses, config, datasets, loaders, safety
+from qsd_plugin.hosts.fastreid import backbones, baseline_losses, config, datasets, loaders, refresh, safety
 from qsd_plugin.hosts.fastreid.compat.patch import replace
 from qsd_plugin.hosts.fastreid.compose import ComposedArchitecture
 from qsd_plugin.hosts.fastreid.meta_arch.qsd import QSDMixin
@@ -35,6 +35,7 @@ def register_all() -> None:
     datasets.register_datasets()
     loaders.install()
     safety.install()
+    refresh.install()
     _seed_from_config()
 
 

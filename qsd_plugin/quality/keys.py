@@ -1,0 +1,102 @@
+"""Image keys, and how the paths of a host find them.
+
+An image's **key** is its POSIX path relative to the data-set folder, prefixed by the data-set's name:
+``Market1501/bounding_box_train/0002_c1s1_000451_03.jpg``.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Sequence
+from pathlib import PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsd_plugin.core.errors import LabelError
+
+PathLike = str | os.PathLike[str]
+
+
+class KeyIndex:
+    """Rows of a table of images, found by the paths a host uses.
+
+    Answers are remembered per path, so a look-up in the training loop is a dictionary access.
+
+    Args:
+        keys: Image keys, N different ones.
+        dataset: The data-set's name that keys may carry in front.
+    """
+
+    def __init__(self, keys: Sequence[str], *, dataset: str | None = None) -> None:
+        self._dataset = dataset
+        self._row_of_key = {key: row for row, key in enumerate(keys)}
+        by_basename = {posixpath.basename(key): row for row, key in enumerate(keys)}
+        self._row_of_basename = by_basename if len(by_basename) == len(keys) else {}
+        self._memory: dict[tuple[str | None, bool], dict[str, int]] = {}
+
+    def rows(
+        self, paths: Sequence[PathLike], *, root: PathLike | None = None, basenames: bool = True
+    ) -> NDArray[np.int64]:
+        """The row of each path, [B]; -1 where there is none.
+
+        A path matches, in this order, the key it equals (as given, tidied up, or made absolute); the key built from its
+        place below ``root`` with or without the data-set's name in front; and, if no two keys share a basename, the key
+        with its basename.
+
+        Args:
+            paths: Image paths, B of them.
+            root: The data-set folder on this machine.
+            basenames: Whether the last rule applies. Switch it off where images of other data sets are looked up too.
+        """
+        found = self._memory.setdefault((None if root is None else os.fspath(root), basenames), {})
+        rows = []
+        for path in paths:
+            name = os.fspath(path)
+            row = found.get(name)
+            if row is None:
+                row = found[name] = self._find(name, root, basenames)
+            rows.append(row)
+        return np.array(rows, dtype=np.int64)
+
+    def _find(self, path: str, root: PathLike | None, basenames: bool) -> int:
+        posix = PurePath(path).as_posix()
+        candidates = [path, posixpath.normpath(posix), PurePath(os.path.abspath(path)).as_posix()]
+        below = None if root is None else _below(path, root)
+        if below is not None:
+            candidates += [below] if self._dataset is None else [f"{self._dataset}/{below}", below]
+        for candidate in candidates:
+            if candidate in self._row_of_key:
+                return self._row_of_key[candidate]
+        return self._row_of_basename.get(posixpath.basename(posix), -1) if basenames else -1
+
+
+def label_key(path: PathLike, *, root: PathLike, dataset: str) -> str:
+    """The key of an image: its path below the data-set folder, behind the data-set's name.
+
+    Args:
+        path: Image path, absolute or relative to the working directory.
+        root: The data-set folder, e.g. ``datasets/Market-1501-v15.09.15``.
+        dataset: The data-set's registered name, e.g. ``Market1501``.
+
+    Raises:
+        LabelError: The image does not lie below ``root``.
+    """
+    below = _below(os.fspath(path), root)
+    if below is None:
+        raise LabelError(
+            "Image outside its data-set folder",
+            value=os.fspath(path),
+            expected=f"a path below {os.fspath(root)}",
+            remedy="Pass the folder the data set was read from as root.",
+        )
+    return f"{dataset}/{below}"
+
+
+def _below(path: str, root: PathLike) -> str | None:
+    """``path`` relative to ``root`` with forward slashes, ``None`` if it lies elsewhere; links are not followed."""
+    base, full = os.path.abspath(root), os.path.abspath(path)
+    if not full.startswith(os.path.join(base, "")):
+        return None
+    return PurePath(os.path.relpath(full, base)).as_posix()

@@ -8,7 +8,7 @@ import logging
 import sys
 from typing import Any
 
-from qsd_plugin.hosts.fastreid import baseline_losses, config, datasets, loaders, safety
+from qsd_plugin.hosts.fastreid import baseline_losses, config, datasets, loaders, safety, sampler_state
 from qsd_plugin.hosts.fastreid.compat.patch import replace
 from qsd_plugin.hosts.fastreid.compose import ComposedArchitecture
 from qsd_plugin.hosts.fastreid.meta_arch.qsd import QSDMixin
@@ -34,6 +34,7 @@ def register_all() -> None:
     datasets.register_datasets()
     loaders.install()
     safety.install()
+    sampler_state.install()
     _seed_from_config()
 
 

@@ -66,8 +66,8 @@ def test_every_batch_holds_the_shares_and_k_images_of_each_identity():
         groups = [batch[start : start + 4] for start in range(0, 24, 4)]
         assert [len({identities[index] for index in group}) for group in groups] == [1] * 6
         assert len({identities[group[0]] for group in groups}) == 6
-        # Six images: no repeats. Two images: both kinds of repeats are possible, four draws with replacement.
-        assert all(len(set(group)) == 4 for group in groups if sets[group[0]] == 0)
+        # Six images: no repeats. Two images: each twice.
+        assert all(set(Counter(group).values()) == {1 if sets[group[0]] == 0 else 2} for group in groups)
 
 
 def test_ranks_draw_different_identities_in_a_step():

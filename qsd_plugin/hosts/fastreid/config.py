@@ -14,6 +14,7 @@ def add_all_config(cfg: Any) -> None:
         add_loss_config,
         add_data_config,
         add_quality_config,
+        add_sampler_config,
         add_qsd_config,
         add_recipe_config,
     ):
@@ -90,6 +91,18 @@ def add_quality_config(cfg: Any) -> None:
     node.ROUNDS = 12
     # True: an image less similar to its own identity than to others gets a low label, not a high one.
     node.SIGNED = False
+
+
+def add_sampler_config(cfg: Any) -> None:
+    """``QUALITY.BALANCE``: the bins of ``DATALOADER.SAMPLER_TRAIN: QualityBalancedSampler``."""
+    if "BALANCE" in cfg.QUALITY:
+        return
+    cfg.QUALITY.BALANCE = node = type(cfg)()
+    # Bins that each training set's labels are divided into; a batch holds all of them equally often. Integer >= 2.
+    node.BINS = 8
+    # quantile: bins of equal numbers of images (a batch is spread like the training set) | width: intervals of equal
+    # length between the lowest and the highest label (rare qualities come as often as frequent ones).
+    node.EDGES = "quantile"
 
 
 def add_qsd_config(cfg: Any) -> None:

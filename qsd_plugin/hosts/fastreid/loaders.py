@@ -23,12 +23,14 @@ from qsd_plugin.core.errors import DataError
 from qsd_plugin.core.streams import numpy_stream
 from qsd_plugin.data.corrupt import CorruptImages
 from qsd_plugin.data.items import single_image_identities
+from qsd_plugin.data.samplers import IdentitySampler
 from qsd_plugin.hosts.fastreid.compat.images import read_image
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace, together
 from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
 from qsd_plugin.hosts.fastreid.folds import training_part
 from qsd_plugin.hosts.fastreid.pair_views import PairViews, host_transforms_config, pair_views, refuse_own_transforms
+from qsd_plugin.hosts.fastreid.samplers import build_sampler, names_explained
 
 logger = logging.getLogger("fastreid.qsd_plugin.data")
 
@@ -182,13 +184,14 @@ class DrawnIndex(int):
 
 
 class CountingSampler(Sampler[int]):
-    """Another sampler's indices with the number of each draw."""
+    """Another sampler's indices with the number of each draw, which a sampler that begins at a later step continues."""
 
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[int]:
-        for draw, index in enumerate(self.sampler):
+        first = self.sampler.step * self.sampler.batch_size if isinstance(self.sampler, IdentitySampler) else 0
+        for draw, index in enumerate(self.sampler, first):
             yield DrawnIndex(index, draw)
 
 
@@ -237,18 +240,23 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(host_build)
     def build_reid_train_loader(*args: Any, **kwargs: Any) -> Any:
         cfg = _config_of(args, kwargs)
-        if cfg is None or kwargs.get("train_set") is not None:
+        if cfg is None:
             return host_build(*args, **kwargs)
+        if kwargs.get("train_set") is not None:
+            return _foreign_loader(host_build, cfg, args, kwargs)
         kwargs.pop("cfg", None)
         sampler, transforms, partner = (kwargs.pop(name, None) for name in ("sampler", "transforms", "partner"))
-        items = _training_items(cfg, kwargs)
+        items, sets = _training_items(cfg, kwargs)
         partners = wants_partners(cfg) if partner is None else partner
         views = pair_views(cfg)
         if views is not None and transforms is not None:
             refuse_own_transforms()
         transforms = transforms or build.build_transforms(host_transforms_config(cfg, views), is_train=True)
         train_set = TrainSet(items, transforms, seed=max(cfg.SEED, 0), partners=partners, views=views)
-        loader = host_build(cfg, train_set=train_set, sampler=sampler, transforms=transforms)
+        if sampler is None:
+            sampler = build_sampler(cfg, items, sets)
+        with names_explained(cfg):
+            loader = host_build(cfg, train_set=train_set, sampler=sampler, transforms=transforms)
         if partners or views is not None:
             loader.batch_sampler.sampler = CountingSampler(loader.batch_sampler.sampler)
         record = corrupt_images(cfg)
@@ -256,6 +264,15 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
         return WatchedLoader(loader, record)
 
     return build_reid_train_loader
+
+
+def _foreign_loader(host_build: Callable[..., Any], cfg: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The host's loader over a training set of the caller's; all of it counts as one data set."""
+    items = getattr(kwargs["train_set"], "img_items", ())
+    if kwargs.get("sampler") is None:
+        kwargs["sampler"] = build_sampler(cfg, items, [0] * len(items))
+    with names_explained(cfg):
+        return host_build(*args, **kwargs)
 
 
 def _test_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
@@ -284,15 +301,19 @@ def _config_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return first if isinstance(first, CfgNode) else None
 
 
-def _training_items(cfg: Any, options: dict[str, Any]) -> list[Item]:
+def _training_items(cfg: Any, options: dict[str, Any]) -> tuple[list[Item], list[int]]:
+    """The items of all training sets, and the index of each item's set."""
     items: list[Item] = []
-    for name in cfg.DATASETS.NAMES:
+    sets: list[int] = []
+    for which, name in enumerate(cfg.DATASETS.NAMES):
         data_set, own = training_set(cfg, name, **options)
         if rank() == 0:
             data_set.show_train()
             _tell_single_images(name, own)
-        items += training_part(cfg, own)
-    return items
+        part = training_part(cfg, own)
+        items += part
+        sets += [which] * len(part)
+    return items, sets
 
 
 def _tell_single_images(name: str, items: Sequence[Item]) -> None:

@@ -13,7 +13,7 @@ from qsd_plugin.core.distributed import rank
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.stages import Stage
-from qsd_plugin.hosts.fastreid import extract, report
+from qsd_plugin.hosts.fastreid import extract, report, samplers
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
 from qsd_plugin.hosts.fastreid.folds import check_folds
 from qsd_plugin.hosts.fastreid.labelling import make_fold_labels, make_labels
@@ -69,8 +69,11 @@ def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
     folds = fold_stages(cfg, root, arguments, items)
     stages += [*folds, labels_stage(cfg, baseline, checkpoint, items, folds=folds)]
     if cfg.RECIPE.CONTROL:
-        keys = _without(control, _NO_QUALITY)
-        stages.append(_training_stage("control", control, arguments, data, keys=keys, inputs=[checkpoint]))
+        # The control differs from qsd in the loss only, so a sampler that reads labels is its sampler too.
+        labelled = samplers.needs_labels(cfg)
+        keys = _without(control, ("QSD.",) if labelled else _NO_QUALITY)
+        used = [checkpoint, *label_files(cfg)] if labelled else [checkpoint]
+        stages.append(_training_stage("control", control, arguments, data, keys=keys, inputs=used))
     inputs = [checkpoint, *label_files(cfg)]
     stages.append(_training_stage("qsd", qsd, arguments, data, keys=_without(qsd, ()), inputs=inputs))
     trained = [stage.name for stage in stages if stage.name in ("control", "qsd")]
@@ -96,6 +99,7 @@ def baseline_config(cfg: Any, output_dir: Path, **values: Any) -> Any:
         SOLVER__BASE_LR=cfg.RECIPE.BASELINE.BASE_LR,
         SOLVER__STEPS=cfg.RECIPE.BASELINE.STEPS,
         SOLVER__WARMUP_ITERS=cfg.RECIPE.BASELINE.WARMUP_ITERS,
+        DATALOADER__SAMPLER_TRAIN=samplers.without_labels(cfg),
         **values,
     )
 
@@ -167,6 +171,7 @@ def check_final_stage(cfg: Any) -> None:
     """
     from fastreid.modeling.meta_arch import build_model
 
+    samplers.check_config(cfg)
     for name in cfg.DATASETS.TESTS:
         test_set(cfg, name)
     trial = cfg.clone()

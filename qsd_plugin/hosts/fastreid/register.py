@@ -8,7 +8,16 @@ import logging
 import sys
 from typing import Any
 
-from qsd_plugin.hosts.fastreid import backbones, baseline_losses, config, datasets, loaders, refresh, safety
+from qsd_plugin.hosts.fastreid import (
+    backbones,
+    baseline_losses,
+    config,
+    datasets,
+    loaders,
+    refresh,
+    safety,
+    sampler_state,
+)
 from qsd_plugin.hosts.fastreid.compat.patch import replace
 from qsd_plugin.hosts.fastreid.compose import ComposedArchitecture
 from qsd_plugin.hosts.fastreid.meta_arch.qsd import QSDMixin
@@ -36,6 +45,7 @@ def register_all() -> None:
     loaders.install()
     safety.install()
     refresh.install()
+    sampler_state.install()
     _seed_from_config()
 
 

@@ -18,6 +18,7 @@ def registered_names() -> dict[str, dict[str, bool]]:
     from fastreid.modeling.heads.build import REID_HEADS_REGISTRY
     from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 
+    from qsd_plugin.hosts.fastreid.samplers import HOST_SAMPLERS, SAMPLERS
     from qsd_plugin.quality.sources import QUALITY_SOURCES
 
     host = {
@@ -30,7 +31,11 @@ def registered_names() -> dict[str, dict[str, bool]]:
         key: {name: _module(entry).startswith("qsd_plugin") for name, entry in sorted(registry._obj_map.items())}
         for key, registry in host.items()
     }
-    return names | {"QUALITY.SOURCE": dict.fromkeys(QUALITY_SOURCES, True)}
+    samplers = {name: name in SAMPLERS for name in sorted({*HOST_SAMPLERS, *SAMPLERS})}
+    return names | {
+        "DATALOADER.SAMPLER_TRAIN": samplers,
+        "QUALITY.SOURCE": dict.fromkeys(QUALITY_SOURCES, True),
+    }
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from qsd_plugin.run import HOST_VARIABLE, select_host
 PACKAGE = Path(qsd_plugin.__file__).parent
 ROOT = PACKAGE.parent
 
+#: Some of the names that the plugin registers.
+OURS = ("QSD", "SyntheticPedestrians", "QualityIdentitySampler")
+
 #: What each folder may import of the package, besides itself and core.
 ARROWS: dict[str, set[str]] = {
     "core": set(),
@@ -140,7 +143,7 @@ def test_every_plugin_key_has_a_comment() -> None:
     ("arguments", "expected"),
     [
         ([], ["fastreid", "S01", "applied"]),
-        (["--registry"], ["MODEL.META_ARCHITECTURE", "QSD   (qsd_plugin)", "SyntheticPedestrians   (qsd_plugin)"]),
+        (["--registry"], ["META_ARCHITECTURE", *(f"{name}   (qsd_plugin)" for name in OURS)]),
         (
             ["--taps", "--config-file", str(ROOT / "projects/QSD/demo.yml")],
             ["backbone.layer2.1", "4x128x8x4", "heads:pred_class_logits", "0.1"],

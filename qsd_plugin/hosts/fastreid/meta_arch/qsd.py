@@ -22,6 +22,7 @@ from qsd_plugin.hosts.fastreid.meta_arch.qsd_pairs import (
 )
 from qsd_plugin.hosts.fastreid.meta_arch.qsd_teacher import EMATeacher, build_teacher, fill_missing_teacher
 from qsd_plugin.hosts.fastreid.quality import FILE, NETWORK, ImageQuality
+from qsd_plugin.hosts.fastreid.samplers import IN_BLOCKS
 from qsd_plugin.hosts.fastreid.statistics import Statistics
 from qsd_plugin.hosts.fastreid.taps import Tap, default_taps, head_name, parse_taps, to_level
 from qsd_plugin.methods.qsd import PairWatch, QSDLoss, QSDResult, inbatch_pairs, level_weights, preset
@@ -68,8 +69,8 @@ class QSDMixin(nn.Module):
         self._qsd_recorder = TapRecorder(self, [*names, *extra])
         coin_tossed = cfg.QUALITY.CONTROL == "random_direction"
         self._qsd_coin = streams.torch_stream(max(cfg.SEED, 0), "qsd-direction") if coin_tossed else None
-        # The host's identity samplers yield blocks of NUM_INSTANCE, for which no index has to be read back from a GPU.
-        in_blocks = cfg.DATALOADER.SAMPLER_TRAIN in ("NaiveIdentitySampler", "BalancedIdentitySampler")
+        # Identity samplers yield blocks of NUM_INSTANCE, for which no index has to be read back from a GPU.
+        in_blocks = cfg.DATALOADER.SAMPLER_TRAIN in IN_BLOCKS
         self._qsd_block = int(cfg.DATALOADER.NUM_INSTANCE) if in_blocks else None
         self._qsd_stats = Statistics("qsd", watch=PairWatch(self._qsd_loss.q_max).update)
         self._qsd_captured: list[tuple[Any, ...]] | None = None

@@ -86,6 +86,11 @@ class QSDMixin(nn.Module):
         anchors = _first(outputs, self._qsd_host_images)
         return super().losses(*anchors)  # type: ignore[misc, no-any-return]
 
+    def _momentum_update_key_encoder(self, *args: Any) -> None:
+        """The moving average of the host's Distiller: one update per step, also where a step has two forwards."""
+        if self._qsd_host_images != 0:
+            super()._momentum_update_key_encoder(*args)  # type: ignore[misc]
+
     def _within_batch(self, batch: Batch) -> tuple[dict[str, torch.Tensor], QSDResult]:
         identities = batch["targets"]
         losses, levels, pooled = self._recorded_forward(batch, None)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.hosts.fastreid.compat import (
+    architectures,
     backbones,
     checkpoints,
     cpu,
@@ -22,6 +23,7 @@ from qsd_plugin.hosts.fastreid.compat import (
     loading,
     messages,
     optimizer,
+    resuming,
     samplers,
     transforms,
 )
@@ -44,6 +46,8 @@ _FAMILIES = (
     inference,
     samplers,
     images,
+    resuming,
+    architectures,
     messages,
 )
 

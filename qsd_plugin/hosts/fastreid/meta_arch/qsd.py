@@ -74,6 +74,7 @@ class QSDMixin(nn.Module):
         self._qsd_block = int(cfg.DATALOADER.NUM_INSTANCE) if in_blocks else None
         self._qsd_stats = Statistics("qsd", watch=PairWatch(self._qsd_loss.q_max).update)
         self._qsd_captured: list[tuple[Any, ...]] | None = None
+        self._qsd_partners_turn = False
         if not cfg.QSD.TEACHER_ERASE:
             self.register_buffer("_qsd_erased", torch.tensor(list(cfg.INPUT.REA.VALUE)), persistent=False)
         self._qsd_momentum = float(cfg.QSD.EMA.MOMENTUM)
@@ -111,6 +112,11 @@ class QSDMixin(nn.Module):
             return super().losses(*outputs)  # type: ignore[misc, no-any-return]
         self._qsd_captured.append(outputs)
         return {}
+
+    def _momentum_update_key_encoder(self, *args: Any) -> None:
+        """The moving average of the host's Distiller: one update per step, also where a step has two forwards."""
+        if not self._qsd_partners_turn:
+            super()._momentum_update_key_encoder(*args)  # type: ignore[misc]
 
     def _within_batch(self, batch: Batch) -> tuple[Losses, QSDResult]:
         labels = None if self._qsd_quality.needs_embeddings else self._batch_labels(batch, None)
@@ -154,7 +160,11 @@ class QSDMixin(nn.Module):
             losses, levels_1, pooled_1 = self._recorded_forward(
                 {**batch, "images": first}, None if at_once else captured
             )
-            _, levels_2, pooled_2 = self._recorded_forward({**batch, "images": second}, captured)
+            self._qsd_partners_turn = True
+            try:
+                _, levels_2, pooled_2 = self._recorded_forward({**batch, "images": second}, captured)
+            finally:
+                self._qsd_partners_turn = False
         if labels is None:
             labels = self._partner_labels(batch, pooled_1, pooled_2)
         if not at_once:

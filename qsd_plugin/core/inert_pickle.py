@@ -94,6 +94,10 @@ class Inert(metaclass=_Sealed):
     def __setattr__(self, name: str, value: object) -> None:
         raise pickle.UnpicklingError(f"the file sets {name!r} of a {type(self).__name__}")
 
+    def __call__(self, *args: object) -> Inert:
+        """What a pickle gets that calls what it got by calling something."""
+        return Inert()
+
     # How a pickle fills subclasses of list, dict and set.
     def append(self, item: object) -> None:
         """Dropped."""

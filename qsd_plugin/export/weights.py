@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,9 @@ def read_weights(path: Path) -> WeightFile:
     calls: tuple[str, ...] = ()
     try:
         try:
-            content: object = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about formats, which the second reader names
+                content: object = torch.load(path, map_location="cpu", weights_only=True)
         except Exception:  # refused, or unreadable: the second reader tells which
             file = read_inert(path)
             content, calls = file.content, file.calls

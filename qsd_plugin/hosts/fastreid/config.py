@@ -177,6 +177,6 @@ def add_recipe_config(cfg: Any) -> None:
     # Learning rate, as SOLVER.BASE_LR. > 0.
     node.BASELINE.BASE_LR = 3.5e-4
     # Epochs after the warm-up at which the rate falls by SOLVER.GAMMA, as SOLVER.STEPS.
-    node.BASELINE.STEPS = [30, 60]
+    node.BASELINE.STEPS = [29, 59]
     # Warm-up in iterations, as SOLVER.WARMUP_ITERS. >= 0.
     node.BASELINE.WARMUP_ITERS = 2000

@@ -110,7 +110,7 @@ def test_converted_names_and_sizes_are_the_models(
     model = build(config(tmp_path), converted)
     result = fit(converted.weights, model.state_dict())
     assert len(result.matched) == len(golden["agw/state_dict_keys"]) == len(model.state_dict())
-    assert not (result.missing or result.unexpected or result.reshaped)
+    assert not [*result.missing, *result.unexpected, *result.reshaped]
     numbers = [sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False)]
     assert numbers == golden["agw/n_params_7cls"].tolist()
 

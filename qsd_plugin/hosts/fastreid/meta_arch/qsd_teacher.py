@@ -105,10 +105,11 @@ def fill_missing_teacher(student: nn.Module, incompatible: Any) -> None:
         return
     names = [name.removeprefix(PREFIX) for name in missing]
     teacher = student.get_submodule(PREFIX.removesuffix("."))
+    # Batch norm does not report a missing counter; counters follow the student at every step anyway.
+    names += [name for name in teacher.state_dict() if name.endswith(".num_batches_tracked")]
     copy_from_student(teacher, student, names)
     incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in set(missing)]
     logger.warning(
-        "The checkpoint lacks %d of the %d tensors of the EMA teacher (QSD.EMA): it starts as a copy of the student.",
+        "The checkpoint lacks %d tensors of the EMA teacher (QSD.EMA): they start as copies of the student's.",
         len(missing),
-        len(teacher.state_dict()),
     )

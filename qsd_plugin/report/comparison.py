@@ -99,7 +99,8 @@ def _conditions(summary: Summary) -> str:
         f"{summary['test']['test']}, {summary['conditions']}, {summary['test']['training_images']} training images, "
         f"{summary['test']['environment']['device']}. {note}, {len(summary['splits'])} split(s); {sizes}. "
         f"± is the standard deviation over the seeds of a split. Intervals: paired bootstrap over test identities, "
-        f"{boot['draws']} draws, after averaging over seeds; they do not cover the choice of seed. Detectable: "
+        f"{boot['draws']} draws, after averaging over seeds; they do not cover the choice of seed and are not "
+        f"corrected for the number of comparisons. Detectable: "
         f"{boot['detectable_in_standard_errors']:.2f} bootstrap standard errors (two-sided 5 %, power 80 %)."
     )
 

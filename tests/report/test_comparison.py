@@ -87,7 +87,7 @@ def experiment(tmp_path: Path) -> Experiment:
 
 
 def test_difference_mean_spread_and_thirds_are_those_built_in(experiment: Experiment) -> None:
-    summary = summarise(experiment, reference="finetune")
+    summary = summarise(experiment, reference="finetune", draws=2000)
     # Blocks in order: seed 0 of a and b, seed 1 of a and b, with 0, 0.1, 0.2 and 0.3 points on top of 4 + 10 / 3.
     found = difference(summary, "qsd", "finetune")
     assert found is not None
@@ -111,12 +111,12 @@ def test_difference_mean_spread_and_thirds_are_those_built_in(experiment: Experi
 
 
 def test_verdict_follows_its_rules(experiment: Experiment) -> None:
-    gain, against_reversed, against_shuffled = verdict(summarise(experiment, reference="finetune"))
+    gain, against_reversed, against_shuffled = verdict(summarise(experiment, reference="finetune", draws=2000))
     assert "+7.48" in gain
     assert gain.endswith("a gain is shown.")
     assert "not told apart; there is no evidence that quality is what helps here" in against_reversed
     assert against_shuffled.endswith("better than without what this control takes away.")
-    turned = verdict(summarise(experiment, reference="reversed"))
+    turned = verdict(summarise(experiment, reference="reversed", draws=2000))
     assert "no difference is shown" in turned[0]
     assert "80 %" in turned[0]
 
@@ -126,16 +126,16 @@ def test_verdict_names_a_loss_a_better_control_a_single_seed_and_missing_runs(ex
         run = PerQuery.load(experiment.folder(split, seed) / "qsd" / "per_query.npz")
         write_run(experiment, split, seed, "qsd", result(run.ap - 0.2, first=0 if split == "a" else 200))
     (experiment.folder("b", 1) / "shuffled" / "per_query.npz").unlink()
-    lines = verdict(summarise(experiment, reference="finetune"))
+    lines = verdict(summarise(experiment, reference="finetune", draws=2000))
     assert lines[0] == "1 runs are unfinished."
     assert lines[1].endswith("a loss is shown.")
     assert lines[2].endswith("the control is better; quality is not what helps here.")
     one = Experiment(**{**experiment.__dict__, "seeds": [0]})
-    assert verdict(summarise(one, reference="finetune"))[0] == "One seed, no claim."
+    assert verdict(summarise(one, reference="finetune", draws=2000))[0] == "One seed, no claim."
 
 
 def test_page_holds_conditions_table_and_what_differs(experiment: Experiment) -> None:
-    summary = summarise(experiment, reference="finetune")
+    summary = summarise(experiment, reference="finetune", draws=2000)
     text = as_markdown(json.loads(json.dumps(summary)))
     assert "resnet_backbone 18x, 64x32 crops, baseline 5 epochs, fine-tuning 1 epochs, last epoch" in text
     assert "split a: 60 queries of 30 identities" in text
@@ -145,7 +145,7 @@ def test_page_holds_conditions_table_and_what_differs(experiment: Experiment) ->
 
 
 def test_picture_has_a_line_per_difference_in_the_method_s_colour(experiment: Experiment, tmp_path: Path) -> None:
-    draw_differences(summarise(experiment, reference="finetune"), tmp_path / "deep" / "forest.png")
+    draw_differences(summarise(experiment, reference="finetune", draws=2000), tmp_path / "deep" / "forest.png")
     pixels = np.asarray(Image.open(tmp_path / "deep" / "forest.png").convert("RGB")).astype(int)
     blue = (np.abs(pixels - (0x3B, 0x6F, 0xB6)).max(axis=2) <= 3).any(axis=1)
     # qsd - finetune, qsd - reversed and qsd - shuffled: three separate bands of rows.
@@ -155,12 +155,12 @@ def test_picture_has_a_line_per_difference_in_the_method_s_colour(experiment: Ex
 def test_runs_on_other_queries_and_folders_without_runs_are_refused(experiment: Experiment, tmp_path: Path) -> None:
     write_run(experiment, "a", 1, "qsd", result(np.full(60, 0.5), first=7))
     with pytest.raises(DataError, match="arm qsd seed 1 has other queries"):
-        summarise(experiment, reference="finetune")
+        summarise(experiment, reference="finetune", draws=2000)
     with pytest.raises(ConfigError, match=r"experiment\.json"):
         load_description(tmp_path / "nowhere")
     empty = Experiment(**{**experiment.__dict__, "output": str(tmp_path / "empty")})
     with pytest.raises(DataError, match="without finished runs"):
-        summarise(empty, reference="finetune")
+        summarise(empty, reference="finetune", draws=2000)
 
 
 def test_tool_writes_page_json_and_picture_and_refuses_an_unknown_reference(

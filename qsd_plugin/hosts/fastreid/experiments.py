@@ -8,7 +8,6 @@ the others go on.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import os
@@ -34,8 +33,6 @@ from qsd_plugin.report.experiment import BASELINE, LABELS, PICTURES, Experiment
 
 #: Where a failed stage leaves its traceback, and a block in a process of its own what it prints.
 ERROR, CONSOLE = "error.txt", "console.log"
-#: Summary of a training stage: means and settings.
-RESULTS = "results.json"
 
 _POLL_S = 0.5
 _ARGUMENTS = argparse.Namespace(config_file="", eval_only=False)  # for the host's log
@@ -92,8 +89,7 @@ def run(plan: Plan, *, jobs: int = 1, announce: Callable[[str], None] = print) -
     check(plan)
     plan.experiment.save()
     blocks = plan.experiment.blocks
-    names = [stage.name for stage in block_stages(plan, *blocks[0])]
-    progress = Progress(blocks, names, min(jobs, len(blocks)), announce)
+    progress = Progress(plan, min(jobs, len(blocks)), announce)
     if jobs == 1:
         for split, seed in blocks:
             run_block(plan, split, seed, progress.stage_ended)
@@ -137,7 +133,7 @@ def run_block(plan: Plan, split: str, seed: int, stage_ended: Callable[[Event], 
     for stage in block_stages(plan, split, seed):
         start = time.monotonic()
         skipped = is_finished(root / stage.name)
-        redo = stage.name if _is_redone(plan, stage.name) else None
+        redo = stage.name if _is_redone(plan.redo, stage.name) else None
         try:
             run_recipe([stage], root, from_stage=redo, accept_stale=plan.accept_stale)
         except Exception as error:
@@ -152,43 +148,29 @@ def run_block(plan: Plan, split: str, seed: int, stage_ended: Callable[[Event], 
 
 
 def block_stages(plan: Plan, split: str, seed: int) -> list[Stage]:
-    """The stages of one block: the recipe's up to the labels, the arms and, where wanted, the pictures."""
+    """The stages of one block: baseline, labels, the arms and, where the experiment wants them, the pictures."""
     cfg = block_config(plan, split, seed)
     root = Path(cfg.OUTPUT_DIR)
-    # The network that is evaluated is the same in every stage.
-    plain = recipes.derive(cfg, root, MODEL__META_ARCHITECTURE=recipes.deployed_architecture(cfg))
-    recipe = recipes.build_recipe(cfg, _ARGUMENTS)
-    stages = recipe[: [stage.name for stage in recipe].index(LABELS) + 1]
-    data = stages[-1].data
+    items = {name: training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1] for name in cfg.DATASETS.NAMES}
+    data = recipes._digest(items)
+    plain = recipes.baseline_config(cfg)
     given = cfg.RECIPE.BASELINE.WEIGHTS
     checkpoint = Path(given) if given else root / BASELINE / "model_final.pth"
-    if given:
-        stages.insert(0, Stage(BASELINE, lambda folder, resume: None, inputs=[checkpoint], data=data))
-    stages[0] = _with_results(stages[0], cfg, plain, checkpoint)
+    own_keys = recipes._without(plain, recipes._NO_QUALITY)
+    stages = [_training_stage(BASELINE, plain, plain, data, own_keys, [], checkpoint if given else None)]
+    stages.append(recipes.labels_stage(cfg, plain, checkpoint, items))
     for arm in plan.arms:
         own = block_config(plan, split, seed, arm)
-        labels = label_files(own)
-        tuned = recipes.derive(own, root / arm, MODEL__WEIGHTS=str(checkpoint), QUALITY__FILES=tuple(map(str, labels)))
-        trained = Stage(
-            arm,
-            functools.partial(_train, tuned),
-            keys=recipes._without(tuned, ()),
-            inputs=[checkpoint, *labels],
-            data=data,
-            outputs=["model_final.pth"],
+        tuned = recipes.derive(
+            own, root / arm, MODEL__WEIGHTS=str(checkpoint), QUALITY__FILES=tuple(map(str, label_files(own)))
         )
-        stages.append(_with_results(trained, tuned, plain, root / arm / "model_final.pth"))
+        with_quality = tuned.MODEL.META_ARCHITECTURE != tuned.QSD.BASE
+        keys = recipes._without(tuned, () if with_quality else recipes._NO_QUALITY)
+        inputs = [checkpoint, *(label_files(own) if with_quality else [])]
+        stages.append(_training_stage(arm, tuned, plain, data, keys, inputs))
     if plan.experiment.pictures:
         arms = {BASELINE: checkpoint, **{arm: root / arm / "model_final.pth" for arm in plan.arms}}
-        stages.append(
-            Stage(
-                PICTURES,
-                lambda folder, resume: report.write_report(plain, cfg, arms, label_files(cfg), folder),
-                keys={"TEST.METRIC": cfg.TEST.METRIC},
-                inputs=list(arms.values()),
-                outputs=["results.json", "results.md"],
-            )
-        )
+        stages.append(recipes.report_stage(cfg, plain, arms, name=PICTURES))
     return stages
 
 
@@ -211,17 +193,15 @@ class Progress:
     """Counts the stages of all blocks and foresees how long the rest will take.
 
     Args:
-        blocks: All (split, seed).
-        stages: Names of the stages of each.
+        plan: What is run.
         jobs: Blocks at the same time.
         announce: Receives the lines.
     """
 
-    def __init__(
-        self, blocks: Sequence[tuple[str, int]], stages: Sequence[str], jobs: int, announce: Callable[[str], None]
-    ) -> None:
+    def __init__(self, plan: Plan, jobs: int, announce: Callable[[str], None]) -> None:
+        names = plan.stages
         self.failures: list[Event] = []
-        self._left = [(block, stage) for block in blocks for stage in stages]
+        self._left = [(block, stage) for block in plan.experiment.blocks for stage in names]
         self._total, self._jobs, self._announce = len(self._left), jobs, announce
         self._seconds: dict[str, list[float]] = {}
 
@@ -249,44 +229,48 @@ class Progress:
         return sum(known.get(_kind(stage), typical) for _, stage in self._left) / self._jobs
 
 
-def _train(cfg: Any, folder: Path, resume: bool) -> None:
-    recipes.train(cfg, _ARGUMENTS, resume=resume, evaluate=False)
-    # Only the last epoch counts, and a study would fill the disk with the others.
-    for file in folder.glob("model_*.pth"):
-        if file.name != "model_final.pth":
-            file.unlink()
-
-
-def _with_results(stage: Stage, cfg: Any, plain: Any, checkpoint: Path) -> Stage:
-    """``stage`` with the evaluation of its ``checkpoint`` behind it.
-
-    Args:
-        stage: A training stage.
-        cfg: Its config, for the record.
-        plain: Config of the network that is evaluated.
-        checkpoint: What the stage trains.
-    """
-    name = plain.DATASETS.TESTS[0]
+def _training_stage(
+    name: str,
+    cfg: Any,
+    plain: Any,
+    data: str,
+    keys: dict[str, Any],
+    inputs: Sequence[Path],
+    given: Path | None = None,
+) -> Stage:
+    """Train ``cfg``, or take the ``given`` checkpoint, and evaluate it with the network of ``plain``."""
 
     def work(folder: Path, resume: bool) -> None:
-        stage.run(folder, resume)
-        test = report.load_test(plain, name)
-        title = f"Evaluating {stage.name}"
-        result = report.evaluate_per_query(plain, checkpoint, test, dataset_folder(plain, name), title=title)
+        if given is None:
+            recipes.train(cfg, _ARGUMENTS, resume=resume, evaluate=False)
+            # Later stages read the last epoch only, and a study would fill the disk with the others.
+            for file in folder.glob("model_*.pth"):
+                if file.name != "model_final.pth":
+                    file.unlink()
+        test_name = plain.DATASETS.TESTS[0]
+        test = report.load_test(plain, test_name)
+        result = report.evaluate_per_query(
+            plain,
+            given or folder / "model_final.pth",
+            test,
+            dataset_folder(plain, test_name),
+            title=f"Evaluating {name}",
+        )
         result.save(folder / per_query.FILE)
+        means = dict(zip(per_query.METRICS, result.metrics().mean(axis=0).tolist(), strict=True))
         summary = {
-            "test": name,
+            "test": test_name,
             "quality": test.quality_name,
             "training_images": sum(len(training_set(cfg, each)[1]) for each in cfg.DATASETS.NAMES),
-            **dict(zip(per_query.METRICS, result.metrics().mean(axis=0).tolist(), strict=True)),
+            **means,
             "environment": report.environment(),
             "settings": recipes.flatten(cfg),
         }
-        write_atomically(folder / RESULTS, json.dumps(summary, indent=1, default=str).encode())
+        write_atomically(folder / "results.json", json.dumps(summary, indent=1, default=str).encode())
 
-    keys = {**stage.keys, "TEST.METRIC": plain.TEST.METRIC}
-    outputs = dict.fromkeys((*stage.outputs, per_query.FILE, RESULTS))
-    return dataclasses.replace(stage, run=work, keys=keys, outputs=list(outputs))
+    outputs = [per_query.FILE, "results.json", *(["model_final.pth"] if given is None else [])]
+    keys = {**keys, "TEST.METRIC": plain.TEST.METRIC}
+    return Stage(name, work, keys=keys, inputs=[*inputs, *([given] if given else [])], data=data, outputs=outputs)
 
 
 def _run_in_processes(plan: Plan, blocks: Sequence[tuple[str, int]], jobs: int, progress: Progress) -> None:
@@ -332,12 +316,8 @@ def _block_in_process(plan: Plan, split: str, seed: int) -> None:
     run_block(plan, split, seed, functools.partial(_events.put))
 
 
-def _is_redone(plan: Plan, stage: str) -> bool:
-    """Whether ``plan.redo`` takes a stage along: what it names, what is made from it, and pictures always."""
-    if plan.redo is None:
-        return False
-    made_from_labels = plan.redo == LABELS and stage in plan.arms
-    return plan.redo in (stage, BASELINE) or made_from_labels or stage == PICTURES
+def _is_redone(redo: str | None, stage: str) -> bool:
+    return redo in (stage, BASELINE) or (redo == LABELS and stage != BASELINE)
 
 
 def _kind(stage: str) -> str:

@@ -52,16 +52,7 @@ def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
     root = Path(cfg.OUTPUT_DIR)
     items = {name: training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1] for name in cfg.DATASETS.NAMES}
     data = _digest(items)
-    baseline = derive(
-        cfg,
-        root / "baseline",
-        MODEL__META_ARCHITECTURE=cfg.QSD.BASE,
-        MODEL__WEIGHTS="",
-        SOLVER__MAX_EPOCH=cfg.RECIPE.BASELINE.MAX_EPOCH,
-        SOLVER__BASE_LR=cfg.RECIPE.BASELINE.BASE_LR,
-        SOLVER__STEPS=cfg.RECIPE.BASELINE.STEPS,
-        SOLVER__WARMUP_ITERS=cfg.RECIPE.BASELINE.WARMUP_ITERS,
-    )
+    baseline = baseline_config(cfg)
     given = cfg.RECIPE.BASELINE.WEIGHTS
     checkpoint = Path(given) if given else root / "baseline" / "model_final.pth"
     fine_tune = {"MODEL__WEIGHTS": str(checkpoint), "QUALITY__FILES": tuple(map(str, label_files(cfg)))}
@@ -71,16 +62,7 @@ def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
     stages = []
     if not given:
         stages.append(_training_stage("baseline", baseline, arguments, data, keys=_without(baseline, _NO_QUALITY)))
-    stages.append(
-        Stage(
-            "labels",
-            lambda folder, resume: make_labels(baseline, checkpoint, items, folder),
-            keys={key: value for key, value in flatten(cfg).items() if key in _LABEL_KEYS},
-            inputs=[checkpoint],
-            data=data,
-            outputs=[] if cfg.QUALITY.FILES else [f"{name}.npz" for name in items],
-        )
-    )
+    stages.append(labels_stage(cfg, baseline, checkpoint, items))
     if cfg.RECIPE.CONTROL:
         keys = _without(control, _NO_QUALITY)
         stages.append(_training_stage("control", control, arguments, data, keys=keys, inputs=[checkpoint]))
@@ -88,16 +70,45 @@ def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
     stages.append(_training_stage("qsd", qsd, arguments, data, keys=_without(qsd, ()), inputs=inputs))
     trained = [stage.name for stage in stages if stage.name not in ("baseline", "labels")]
     arms = {"baseline": checkpoint, **{name: root / name / "model_final.pth" for name in trained}}
-    stages.append(
-        Stage(
-            "report",
-            lambda folder, resume: report.write_report(baseline, cfg, arms, label_files(cfg), folder),
-            keys={"TEST.METRIC": cfg.TEST.METRIC, "DATASETS.TESTS": list(cfg.DATASETS.TESTS)},
-            inputs=list(arms.values()),
-            outputs=["results.json", "results.md"],
-        )
-    )
+    stages.append(report_stage(cfg, baseline, arms))
     return stages
+
+
+def baseline_config(cfg: Any) -> Any:
+    """The config of the stage ``baseline`` of the recipe that ``cfg`` ends."""
+    return derive(
+        cfg,
+        Path(cfg.OUTPUT_DIR) / "baseline",
+        MODEL__META_ARCHITECTURE=cfg.QSD.BASE,
+        MODEL__WEIGHTS="",
+        SOLVER__MAX_EPOCH=cfg.RECIPE.BASELINE.MAX_EPOCH,
+        SOLVER__BASE_LR=cfg.RECIPE.BASELINE.BASE_LR,
+        SOLVER__STEPS=cfg.RECIPE.BASELINE.STEPS,
+        SOLVER__WARMUP_ITERS=cfg.RECIPE.BASELINE.WARMUP_ITERS,
+    )
+
+
+def labels_stage(cfg: Any, baseline: Any, checkpoint: Path, items: dict[str, list[Item]]) -> Stage:
+    """The stage ``labels``: SDD-FIQA labels of ``items`` by the network of ``baseline`` with ``checkpoint``."""
+    return Stage(
+        "labels",
+        lambda folder, resume: make_labels(baseline, checkpoint, items, folder),
+        keys={key: value for key, value in flatten(cfg).items() if key in _LABEL_KEYS},
+        inputs=[checkpoint],
+        data=_digest(items),
+        outputs=[] if cfg.QUALITY.FILES else [f"{name}.npz" for name in items],
+    )
+
+
+def report_stage(cfg: Any, baseline: Any, arms: dict[str, Path], *, name: str = "report") -> Stage:
+    """The last stage: every arm's checkpoint on the test sets of ``cfg``, with pictures."""
+    return Stage(
+        name,
+        lambda folder, resume: report.write_report(baseline, cfg, arms, label_files(cfg), folder),
+        keys={"TEST.METRIC": cfg.TEST.METRIC, "DATASETS.TESTS": list(cfg.DATASETS.TESTS)},
+        inputs=list(arms.values()),
+        outputs=["results.json", "results.md"],
+    )
 
 
 def check_final_stage(cfg: Any) -> None:

@@ -234,11 +234,12 @@ def test_progress_foresees_the_rest_from_the_mean_of_each_kind(finished: dict[st
 @pytest.mark.parametrize(
     ("redo", "again"),
     [
-        ("baseline", ["baseline", "labels", "finetune", "qsd"]),
-        ("labels", ["labels", "finetune", "qsd"]),
-        ("qsd", ["qsd"]),
+        ("baseline", ["baseline", "labels", "finetune", "qsd", "report"]),
+        ("labels", ["labels", "finetune", "qsd", "report"]),
+        ("qsd", ["qsd", "report"]),
         (None, []),
     ],
 )
-def test_a_stage_run_again_takes_along_what_depends_on_it(redo: str | None, again: list[str]) -> None:
-    assert [stage for stage in STAGES if experiments._is_redone(redo, stage)] == again
+def test_a_stage_run_again_takes_along_what_depends_on_it(file: Path, redo: str | None, again: list[str]) -> None:
+    plan = experiments.Plan(read_experiment(file), ["finetune", "qsd"], redo=redo)
+    assert [stage for stage in (*STAGES, "report") if experiments._is_redone(plan, stage)] == again

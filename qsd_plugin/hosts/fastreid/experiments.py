@@ -133,7 +133,7 @@ def run_block(plan: Plan, split: str, seed: int, stage_ended: Callable[[Event], 
     for stage in block_stages(plan, split, seed):
         start = time.monotonic()
         skipped = is_finished(root / stage.name)
-        redo = stage.name if _is_redone(plan.redo, stage.name) else None
+        redo = stage.name if _is_redone(plan, stage.name) else None
         try:
             run_recipe([stage], root, from_stage=redo, accept_stale=plan.accept_stale)
         except Exception as error:
@@ -317,8 +317,12 @@ def _block_in_process(plan: Plan, split: str, seed: int) -> None:
     run_block(plan, split, seed, functools.partial(_events.put))
 
 
-def _is_redone(redo: str | None, stage: str) -> bool:
-    return redo in (stage, BASELINE) or (redo == LABELS and stage != BASELINE)
+def _is_redone(plan: Plan, stage: str) -> bool:
+    """Whether ``plan.redo`` takes a stage along: what it names, what is made from that, and pictures always."""
+    if plan.redo is None:
+        return False
+    made_from_labels = plan.redo == LABELS and stage in plan.arms
+    return plan.redo in (stage, BASELINE) or made_from_labels or stage == PICTURES
 
 
 def _kind(stage: str) -> str:

@@ -128,14 +128,15 @@ def test_labels_of_the_recipe_are_found_and_missing_ones_name_the_command(
     assert len(batches(cfg, 1)[0]) == 16
 
 
-def test_unlabelled_images_and_flat_identities_are_counted_in_the_log(
+def test_unlabelled_images_are_left_out_and_counted_in_the_log_as_flat_identities_are(
     tmp_path: Path, scores: dict[str, float], caplog: pytest.LogCaptureFixture
 ) -> None:
     some = {name: 50.0 if name.startswith("0003") else score for name, score in list(scores.items())[1:]}
     files = (str(save(some, tmp_path / "some.npz")),)
     cfg = sampler_cfg(tmp_path, QUALITY, **{"QUALITY.FILES": files, "QUALITY.MIN_COVERAGE": 0.9})
     with caplog.at_level("WARNING", "fastreid"):
-        batches(cfg, 1)
+        shown = {name for batch in batches(cfg, 30) for name in batch}
+    assert shown == set(some)  # the other seven images of its identity fill the groups
     assert any("1 of 64 training images have no quality label: QualityId" in line for line in caplog.messages)
     assert any("1 of 8 training identities have no two different labels" in line for line in caplog.messages)
 

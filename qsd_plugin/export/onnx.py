@@ -6,6 +6,7 @@ import importlib
 import inspect
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ _OPSET = 18
 _BY_TORCH_EXPORT = bool(inspect.signature(torch.onnx.export).parameters["dynamo"].default)
 
 _PACKAGES = ("onnx", "onnxruntime", *(["onnxscript"] if _BY_TORCH_EXPORT else []))
+
+_FREE_BATCH = "a forward made of tensor operations that takes no decision on the batch size"
 
 
 def export_onnx(
@@ -72,10 +75,14 @@ def export_onnx(
         DataError: The folder cannot be written.
     """
     require_onnx()
-    _check_arguments(model, check_batches)
+    if model.training:
+        raise ExportError(f"{type(model).__name__} is in training mode", remedy="Call model.eval() first.")
+    if not check_batches or min(check_batches) < 1:
+        raise ExportError("Batch sizes to check", value=list(check_batches), expected="at least one, each >= 1")
     check_writable(path.absolute().parent)
-    content = _add_metadata(_translate(model, torch.zeros(2, channels, *input_size)), metadata)
-    differences = _compare(model, content, (channels, *input_size), check_batches, tolerance)
+    pairs = [_images_and_embeddings(model, batch, (channels, *input_size)) for batch in check_batches]
+    content = _add_metadata(_translate(model, pairs[-1][0]), metadata)
+    differences = _compare(content, pairs, tolerance)
     write_atomically(path, content)
     return differences
 
@@ -101,11 +108,18 @@ def _importable(package: str) -> bool:
     return True
 
 
-def _check_arguments(model: nn.Module, check_batches: Sequence[int]) -> None:
-    if model.training:
-        raise ExportError(f"{type(model).__name__} is in training mode", remedy="Call model.eval() first.")
-    if not check_batches or min(check_batches) < 1:
-        raise ExportError("Batch sizes to check", value=list(check_batches), expected="at least one, each >= 1")
+@torch.no_grad()
+def _images_and_embeddings(model: nn.Module, batch: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise of mean 0 and deviation 1, as normalised images are, and what the model makes of it."""
+    images = torch.randn(batch, *shape, generator=streams.torch_stream(0, "onnx-check", batch))
+    try:
+        output = model(images.clone())
+    except RuntimeError as error:
+        raise ExportError(f"{type(model).__name__} fails at batch size {batch}", value=str(error)) from error
+    if not isinstance(output, torch.Tensor) or output.dim() != 2 or len(output) != batch:
+        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ExportError(f"Output of {type(model).__name__}", value=found, expected="one tensor [batch, dimension]")
+    return images, output
 
 
 def _translate(model: nn.Module, example: torch.Tensor) -> bytes:
@@ -130,7 +144,7 @@ def _translate(model: nn.Module, example: torch.Tensor) -> bytes:
         raise ExportError(
             f"{type(model).__name__} cannot be translated to ONNX",
             value=(str(error).strip() or repr(error)).splitlines()[0],
-            expected="a forward made of tensor operations, whose batch size is free",
+            expected=_FREE_BATCH,
         ) from error
 
 
@@ -142,27 +156,24 @@ def _add_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
         onnx.checker.check_model(program, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError("The translation to ONNX is not valid", value=str(error).splitlines()[0]) from error
+    batch = program.graph.input[0].type.tensor_type.shape.dim[0]
+    if not batch.dim_param:  # torch's exporter gives way to a network that works at one batch size only
+        raise ExportError("The translation to ONNX has a fixed batch size", value=batch.dim_value, expected=_FREE_BATCH)
     return bytes(program.SerializeToString())
 
 
-def _compare(
-    model: nn.Module, content: bytes, shape: tuple[int, ...], batches: Sequence[int], tolerance: float
-) -> dict[int, float]:
+def _compare(content: bytes, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tolerance: float) -> dict[int, float]:
     runtime = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     differences = {}
-    for batch in batches:
-        images = torch.randn(batch, *shape, generator=streams.torch_stream(0, "onnx-check", batch))
-        with torch.no_grad():
-            expected = model(images)
-        found = torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
-        if found.shape != expected.shape or expected.dim() != 2:
-            raise ExportError(
-                f"Embedding at batch size {batch}",
-                value=tuple(found.shape),
-                expected=f"[batch, dimension] as from torch, which gives {tuple(expected.shape)}",
-            )
-        difference = float((found - expected).abs().max())
+    for images, expected in pairs:
+        batch = len(images)
+        try:
+            found = torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+        except Exception as error:  # onnxruntime's errors have no common base but this
+            raise ExportError(f"The ONNX file fails at batch size {batch}", value=str(error)) from error
+        same_shape = found.shape == expected.shape
+        difference = float((found - expected).abs().max()) if same_shape else math.inf
         limit = tolerance * max(1.0, float(expected.abs().max()))
         if not difference <= limit:  # also when it is not a number
             raise ExportError(

@@ -92,7 +92,9 @@ def test_file_computes_what_torch_computes_at_any_batch_and_carries_its_metadata
 def test_file_that_differs_from_torch_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "toy.onnx"
     path.write_bytes(b"an earlier file")
-    with pytest.raises(ExportError, match=r"differs from torch at batch size 1: got 0\.\d+; expected at most \d\.\de-04"):
+    with pytest.raises(
+        ExportError, match=r"differs from torch at batch size 1: got 0\.\d+; expected at most \d\.\de-04"
+    ):
         export_onnx(Counting(), path, input_size=SIZE, metadata={})
     assert [file.name for file in tmp_path.iterdir()] == ["toy.onnx"]
     assert path.read_bytes() == b"an earlier file"
@@ -108,7 +110,7 @@ def test_network_whose_batch_is_not_free_is_refused(tmp_path: Path) -> None:
     refusals = "has a fixed batch size: got 7; expected a forward .* no decision on the batch size|differs from torch"
     with pytest.raises(ExportError, match=refusals):
         export_onnx(LargeBatchesDiffer(), tmp_path / "toy.onnx", input_size=SIZE, metadata={})
-    with pytest.raises(ExportError, match="BatchOfTwo fails at batch size 1: got .*shape"):
+    with pytest.raises(ExportError, match=r"BatchOfTwo fails at batch size 1: got .*shape"):
         export_onnx(BatchOfTwo(), tmp_path / "toy.onnx", input_size=SIZE, metadata={})
     assert list(tmp_path.iterdir()) == []
 
@@ -139,5 +141,5 @@ def test_missing_package_is_one_sentence(package: str, tmp_path: Path, monkeypat
 
 def test_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="Cannot write.*expected a writable folder"):
+    with pytest.raises(DataError, match=r"Cannot write.*expected a writable folder"):
         export_onnx(Toy(), tmp_path / "file" / "toy.onnx", input_size=SIZE, metadata={})

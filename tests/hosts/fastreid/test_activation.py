@@ -28,8 +28,12 @@ ARROWS: dict[str, set[str]] = {
     "data": {"degradations", "quality"},
     "methods": {"networks", "quality", "degradations", "data"},
     "evaluation": {"networks", "quality", "degradations", "data"},
-    "report": {"methods", "evaluation", "networks", "quality", "degradations", "data"},
-    "hosts": {"report", "methods", "evaluation", "networks", "quality", "degradations", "data", "model_zoo", "run"},
+    "export": {"networks", "quality", "degradations", "data"},
+    "report": {"methods", "evaluation", "export", "networks", "quality", "degradations", "data"},
+    "hosts": {
+        *("report", "methods", "evaluation", "export", "networks"),
+        *("quality", "degradations", "data", "model_zoo", "run"),
+    },
     "run": {"hosts"},
 }
 

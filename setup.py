@@ -47,10 +47,20 @@ setup(
         "tqdm",  # progress
         "matplotlib",  # pictures; imported by fast-reid's visualiser
     ],
-    extras_require={"pretrained": ["gdown"]},
+    extras_require={
+        "pretrained": ["gdown"],
+        # Optional: training and evaluation never load them, and new Pythons wait months for onnxruntime's wheels.
+        "export": [
+            "onnx",  # tools/export_model.py --onnx: the file format, its checker and metadata
+            "onnxscript",  # torch's exporter (2.9 and later) is written in it
+            "onnxruntime",  # runs the exported file beside torch before it is kept
+            "safetensors",  # tools/export_model.py --safetensors
+        ],
+    },
     entry_points={
         "console_scripts": [
             "qsd-train=qsd_plugin.tools.train_net:main",
+            "qsd-export=qsd_plugin.tools.export_model:main",
             "qsd-doctor=qsd_plugin.tools.doctor:main",
             "qsd-data=qsd_plugin.tools.build_data:main",
             "qsd-experiment=qsd_plugin.tools.experiment:main",

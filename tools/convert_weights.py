@@ -82,12 +82,12 @@ def load_config(config_file: str, opts: list[str]) -> Any:
     host.activate()
     from fastreid.config import get_cfg
 
-    from qsd_plugin.hosts.fastreid.recipes import deployed_architecture
+    from qsd_plugin.hosts.fastreid.compose import base_architecture
 
     cfg = get_cfg()
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(opts)
-    cfg.MODEL.META_ARCHITECTURE = deployed_architecture(cfg)
+    cfg.MODEL.META_ARCHITECTURE = base_architecture(cfg)
     return cfg
 
 

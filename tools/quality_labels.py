@@ -95,8 +95,8 @@ def load_config(arguments: argparse.Namespace) -> Any:
     host.activate()
     from fastreid.config import get_cfg
 
+    from qsd_plugin.hosts.fastreid.compose import base_architecture
     from qsd_plugin.hosts.fastreid.labelling import check_method
-    from qsd_plugin.hosts.fastreid.recipes import deployed_architecture
 
     cfg = get_cfg()
     if arguments.config_file:
@@ -104,7 +104,7 @@ def load_config(arguments: argparse.Namespace) -> Any:
     elif arguments.weights or arguments.folds is not None:
         raise ConfigError("--config-file is missing", remedy="The network that labels the images is described there.")
     cfg.merge_from_list(arguments.opts)
-    cfg.MODEL.META_ARCHITECTURE = deployed_architecture(cfg)
+    cfg.MODEL.META_ARCHITECTURE = base_architecture(cfg)
     if arguments.method:
         cfg.QUALITY.METHOD = arguments.method
     check_method(cfg)

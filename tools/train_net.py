@@ -4,7 +4,8 @@
     python tools/train_net.py --config-file projects/QSD/market.yml [KEY VALUE ...]
 
 A config with a recipe (``RECIPE.NAME``) runs stage by stage; what has finished is skipped, what was cut off is resumed.
-Any other config trains as fast-reid's own ``tools/train_net.py`` does.
+Any other config trains as fast-reid's own ``tools/train_net.py`` does. Either ends with OUTPUT_DIR/deploy, the network
+for use without the plugin.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> Any:
     if arguments.eval_only:
         return recipes.evaluate(cfg, arguments)
     if not cfg.RECIPE.NAME:
-        return recipes.train(cfg, arguments, resume=arguments.resume)
+        return recipes.train_and_deploy(cfg, arguments, resume=arguments.resume)
     return run_recipe(
         recipes.build_recipe(cfg, arguments),
         Path(cfg.OUTPUT_DIR),

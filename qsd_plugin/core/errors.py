@@ -46,6 +46,10 @@ class CheckpointError(QSDPluginError):
     """A checkpoint cannot be read or belongs to another architecture."""
 
 
+class ExportError(QSDPluginError):
+    """A network cannot be exported, or its export computes something else."""
+
+
 class StageError(QSDPluginError):
     """A recipe stage is stale, missing or failed."""
 

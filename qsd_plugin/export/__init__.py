@@ -1,1 +1,1 @@
-"""Weights and models in and out of the plugin's stack."""
+"""Weights and models in and out of the plugin's stack; exported files are compared with the network they came from."""

@@ -11,7 +11,7 @@ from gloo import run_ranks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hosts"))
 
-from toy import toy_cfg, write_market  # noqa: E402 - found by the line above
+from toy import toy_cfg, write_market
 
 
 def refreshed_on(rank: int, root: str) -> list[float]:

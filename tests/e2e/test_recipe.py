@@ -19,7 +19,7 @@ from qsd_plugin.quality.labels import QualityLabels
 
 host.activate()
 
-STAGES = ("baseline", "labels", "control", "qsd", "report")
+STAGES = ("baseline", "labels", "control", "qsd", "report", "deploy")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,16 @@ def test_table_holds_every_arm_overall_and_by_third(finished: Path) -> None:
     assert "one seed, no claim" in (finished / "report" / "results.md").read_text()
     for picture in ("rank_lists_Market1501.png", "label_histogram.png", "worst_and_best.png"):
         assert (finished / "report" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_deploy_folder_holds_the_last_network_and_its_scores(finished: Path) -> None:
+    deployed = torch.load(finished / "deploy" / "model.pth", weights_only=True)["model"]
+    trained = torch.load(finished / "qsd" / "model_final.pth", weights_only=True)["model"]
+    assert sorted({*trained} - {*deployed}) == ["center_loss.centers"]
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in deployed.items())
+    results = json.loads((finished / "deploy" / "results.json").read_text())
+    assert results["metrics"] == json.loads((finished / "qsd" / "results.json").read_text())
+    assert "META_ARCHITECTURE: Baseline" in (finished / "deploy" / "config.yaml").read_text()
 
 
 def test_second_run_skips_all_stages(finished: Path, data: Path) -> None:

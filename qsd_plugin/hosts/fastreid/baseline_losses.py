@@ -10,6 +10,9 @@ import torch
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.methods.agw.losses import CenterLoss, weighted_regularised_triplet
 
+#: Names in ``MODEL.LOSSES.NAME`` that only the plugin knows.
+PLUGIN_LOSSES = ("WeightedTripletLoss", "CenterLoss")
+
 
 def extend_baseline(baseline: Any) -> None:
     """Teach the host's ``Baseline`` class ``WeightedTripletLoss`` and ``CenterLoss``.

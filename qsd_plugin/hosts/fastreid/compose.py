@@ -66,6 +66,22 @@ def in_chain(cfg: Any, name: str) -> bool:
     return link == name
 
 
+def base_architecture(cfg: Any) -> str:
+    """Name of the architecture at the end of the chain that starts at ``MODEL.META_ARCHITECTURE``.
+
+    Raises:
+        ConfigError: A name in the chain is unknown, or the chain comes back to where it started.
+    """
+    key, name = "MODEL.META_ARCHITECTURE", str(cfg.MODEL.META_ARCHITECTURE)
+    entry = _lookup(key, name)
+    if isinstance(entry, ComposedArchitecture):
+        entry.build_class(cfg)
+    while isinstance(entry, ComposedArchitecture):
+        key, name = f"{name}.BASE", str(cfg[name].BASE)
+        entry = _lookup(key, name)
+    return name
+
+
 def _lookup(key: str, name: str) -> Callable[[Any], nn.Module]:
     from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 

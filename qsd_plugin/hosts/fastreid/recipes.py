@@ -1,10 +1,11 @@
-"""The stages behind ``tools/train_net.py``: baseline -> [fold1 ... foldK] -> labels -> [control] -> qsd -> report."""
+"""The stages behind ``tools/train_net.py``: baseline -> [folds] -> labels -> [control] -> qsd -> report -> deploy."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from qsd_plugin.core.distributed import rank
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.stages import Stage
-from qsd_plugin.hosts.fastreid import extract, report, samplers
+from qsd_plugin.hosts.fastreid import deploy, deployed, extract, report, samplers
+from qsd_plugin.hosts.fastreid.compose import base_architecture
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
 from qsd_plugin.hosts.fastreid.folds import check_folds
 from qsd_plugin.hosts.fastreid.labelling import make_fold_labels, make_labels
@@ -79,7 +81,7 @@ def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
     trained = [stage.name for stage in stages if stage.name in ("control", "qsd")]
     arms = {"baseline": checkpoint, **{name: root / name / "model_final.pth" for name in trained}}
     stages.append(report_stage(cfg, baseline, arms))
-    return stages
+    return stages + _deploy_stages(qsd, root / "qsd")
 
 
 def baseline_config(cfg: Any, output_dir: Path, **values: Any) -> Any:
@@ -93,7 +95,7 @@ def baseline_config(cfg: Any, output_dir: Path, **values: Any) -> Any:
     return derive(
         cfg,
         output_dir,
-        MODEL__META_ARCHITECTURE=deployed_architecture(cfg),
+        MODEL__META_ARCHITECTURE=base_architecture(cfg),
         MODEL__WEIGHTS="",
         SOLVER__MAX_EPOCH=cfg.RECIPE.BASELINE.MAX_EPOCH,
         SOLVER__BASE_LR=cfg.RECIPE.BASELINE.BASE_LR,
@@ -210,20 +212,25 @@ def train(cfg: Any, arguments: Any, *, resume: bool, evaluate: bool = True) -> d
     return dict(results or {})
 
 
+def train_and_deploy(cfg: Any, arguments: Any, *, resume: bool) -> dict[str, Any]:
+    """:func:`train`, then the folder ``deploy`` in ``OUTPUT_DIR``, unless the network needs the plugin."""
+    results = train(cfg, arguments, resume=resume)
+    output = Path(cfg.OUTPUT_DIR)
+    try:
+        _deploy(cfg, output / "model_final.pth", results, output / deployed.FOLDER)
+    except ConfigError as error:
+        logger.warning("No deploy folder: %s", error)
+    return results
+
+
 def evaluate(cfg: Any, arguments: Any) -> dict[str, Any]:
     """Evaluate ``MODEL.WEIGHTS`` or, when it is empty, the last training stage of the recipe."""
     from fastreid import engine
 
     weights = Path(cfg.MODEL.WEIGHTS or Path(cfg.OUTPUT_DIR, cfg.RECIPE.NAME, "model_final.pth"))
     engine.default_setup(cfg, arguments)
-    plain = derive(cfg, Path(cfg.OUTPUT_DIR), MODEL__META_ARCHITECTURE=deployed_architecture(cfg))
+    plain = derive(cfg, Path(cfg.OUTPUT_DIR), MODEL__META_ARCHITECTURE=base_architecture(cfg))
     return dict(engine.DefaultTrainer.test(cfg, extract.load_model(plain, weights)))
-
-
-def deployed_architecture(cfg: Any) -> str:
-    """The host architecture under a composed one; QSD adds nothing to the network that is evaluated."""
-    name = str(cfg.MODEL.META_ARCHITECTURE)
-    return str(cfg.QSD.BASE) if name == "QSD" else name
 
 
 def derive(cfg: Any, output_dir: Path, **values: Any) -> Any:
@@ -261,6 +268,37 @@ def _training_stage(
             write_atomically(folder / "results.json", json.dumps(results, default=float, indent=1).encode())
 
     return Stage(name, run, keys=keys, inputs=inputs, data=data, outputs=["model_final.pth", "results.json"])
+
+
+def _deploy_stages(cfg: Any, trained: Path) -> list[Stage]:
+    """The stage that writes the deploy folder from a finished training stage; none when the network needs the plugin.
+
+    Args:
+        cfg: Of the training stage.
+        trained: Its folder.
+    """
+    try:
+        plain = deploy.plain_config(cfg)
+    except ConfigError as error:
+        logger.warning("There will be no deploy folder: %s", error)
+        return []
+    checkpoint, scores = trained / "model_final.pth", trained / "results.json"
+
+    def run(folder: Path, resume: bool) -> None:
+        _deploy(cfg, checkpoint, json.loads(scores.read_text(encoding="utf-8")), folder)
+
+    keys = _without(plain, ()) | {"TEST.METRIC": cfg.TEST.METRIC}
+    outputs = [deployed.CONFIG, deployed.WEIGHTS, deployed.CONTRACT, deployed.RESULTS]
+    return [Stage(deployed.FOLDER, run, keys=keys, inputs=[checkpoint, scores], outputs=outputs)]
+
+
+def _deploy(cfg: Any, checkpoint: Path, metrics: dict[str, Any], folder: Path) -> None:
+    if rank() != 0:
+        return
+    settings = json.dumps(_without(cfg, ()), sort_keys=True, default=str)
+    digest = hashlib.sha256(settings.encode()).hexdigest()
+    deploy.write_deploy(folder, cfg, checkpoint, metrics=metrics, config_hash=digest, command=sys.argv)
+    logger.info("The network for use without the plugin: %s", folder)
 
 
 def _without(cfg: Any, more: Sequence[str]) -> dict[str, Any]:

@@ -13,29 +13,37 @@ from qsd_plugin.methods.qsd import level_weights, preset
 
 def registered_names() -> dict[str, dict[str, bool]]:
     """Registered names by the config key that takes them; ``True`` where the plugin registered the name."""
+    from qsd_plugin.hosts.fastreid.samplers import HOST_SAMPLERS, SAMPLERS
+    from qsd_plugin.quality.sources import QUALITY_SOURCES
+
+    names = {
+        key: {name: is_plugins(entry) for name, entry in sorted(entries.items())}
+        for key, entries in host_registries().items()
+    }
+    return names | {
+        "DATALOADER.SAMPLER_TRAIN": {name: name in SAMPLERS for name in sorted({*HOST_SAMPLERS, *SAMPLERS})},
+        "QUALITY.SOURCE": dict.fromkeys(QUALITY_SOURCES, True),
+    }
+
+
+def host_registries() -> dict[str, dict[str, Any]]:
+    """What the host's registries hold by name, by the config key that takes the name."""
     from fastreid.data.datasets import DATASET_REGISTRY
     from fastreid.modeling.backbones.build import BACKBONE_REGISTRY
     from fastreid.modeling.heads.build import REID_HEADS_REGISTRY
     from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
 
-    from qsd_plugin.hosts.fastreid.samplers import HOST_SAMPLERS, SAMPLERS
-    from qsd_plugin.quality.sources import QUALITY_SOURCES
+    return {
+        "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY._obj_map,
+        "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY._obj_map,
+        "MODEL.HEADS.NAME": REID_HEADS_REGISTRY._obj_map,
+        "DATASETS.NAMES": DATASET_REGISTRY._obj_map,
+    }
 
-    host = {
-        "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
-        "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-        "MODEL.HEADS.NAME": REID_HEADS_REGISTRY,
-        "DATASETS.NAMES": DATASET_REGISTRY,
-    }
-    names = {
-        key: {name: _module(entry).startswith("qsd_plugin") for name, entry in sorted(registry._obj_map.items())}
-        for key, registry in host.items()
-    }
-    samplers = {name: name in SAMPLERS for name in sorted({*HOST_SAMPLERS, *SAMPLERS})}
-    return names | {
-        "DATALOADER.SAMPLER_TRAIN": samplers,
-        "QUALITY.SOURCE": dict.fromkeys(QUALITY_SOURCES, True),
-    }
+
+def is_plugins(entry: object) -> bool:
+    """Whether a registered class or function is the plugin's own, which the plain host does not know."""
+    return str(getattr(entry, "__module__", type(entry).__module__)).startswith("qsd_plugin")
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,3 @@ def list_taps(cfg: Any) -> list[ListedTap]:
         handle.remove()
     weights = level_weights(preset(cfg.QSD.PRESET), {tap.name: tap.role for tap in default_taps(model)})
     return [ListedTap(name, shape, f"{weights[name]:g}" if name in weights else "") for name, shape in shapes.items()]
-
-
-def _module(entry: object) -> str:
-    return str(getattr(entry, "__module__", type(entry).__module__))

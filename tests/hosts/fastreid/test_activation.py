@@ -32,9 +32,11 @@ ARROWS: dict[str, set[str]] = {
     "methods": {"networks", "quality", "degradations", "data"},
     "evaluation": {"networks", "quality", "degradations", "data"},
     "export": {"networks", "quality", "degradations", "data"},
-    "report": {"methods", "evaluation", "networks", "quality", "degradations", "data"},
-    "hosts": {"report", "methods", "evaluation", "export", "networks", "quality", "degradations", "data"}
-    | {"model_zoo", "run"},
+    "report": {"methods", "evaluation", "export", "networks", "quality", "degradations", "data"},
+    "hosts": {
+        *("report", "methods", "evaluation", "export", "networks"),
+        *("quality", "degradations", "data", "model_zoo", "run"),
+    },
     "run": {"hosts"},
 }
 

@@ -68,8 +68,8 @@ def _against(method: StageFolder, test: str, arms: dict[str, float]) -> Iterator
             continue
         gain = own - arms[other]
         worse = gain < -WORSE_BY
-        sentence = f"On {test} {method.name} is worse than {other}" if worse else f"On {test} against {other}"
-        figure = f"mAP {own:.1f} against {arms[other]:.1f} ({gain:+.1f})"
+        sentence = f"On {test} {method.name} is worse than {other}" if worse else f"On {test}"
+        figure = f"mAP {own:.1f}, {other} {arms[other]:.1f} ({gain:+.1f})"
         # The baseline was not trained for these steps: the comparison that counts is the control's.
         verdict: Verdict = "ok" if not worse else "problem" if other == CONTROL or CONTROL not in arms else "warning"
         limit = f"-{WORSE_BY:g}; one seed cannot tell smaller differences"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from qsd_plugin.core.errors import DataError
 from qsd_plugin.core.stages import MARKER
 
 Weights = Mapping[str, torch.Tensor]
+
+#: Checkpoints whose weights are kept for the next check: first and last of a baseline, and the last of two more stages.
+_KEPT = 4
 
 
 def read_weights(path: Path) -> Weights:
@@ -144,7 +147,7 @@ class Run:
         """Where a file of the run that a stage's config names lies now, also when the run was moved or copied."""
         recorded, given = Path(str(stage.setting("OUTPUT_DIR", ""))), Path(path)
         for folder, now in ((recorded, stage.path), (recorded.parent, stage.path.parent)):
-            if given.is_relative_to(folder):
+            if given.is_relative_to(folder) and (now / given.relative_to(folder)).exists():
                 return now / given.relative_to(folder)
         return given
 
@@ -183,6 +186,7 @@ def open_run(path: Path, read_weights: Callable[[Path], Weights] = read_weights)
     Raises:
         DataError: There is no run.
     """
+    read_weights = lru_cache(_KEPT)(read_weights)
     if not path.is_dir():
         raise DataError("Run folder", value=str(path), expected="the OUTPUT_DIR of a training")
     folders = [StageFolder(folder) for folder in sorted(path.iterdir()) if (folder / MARKER).is_file()]

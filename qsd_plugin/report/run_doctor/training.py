@@ -154,7 +154,7 @@ def _unfinished(stage: StageFolder) -> Finding:
         "finished",
         stage.name,
         "problem",
-        "The stage was cut off",
+        "The stage has not finished (cut off, or still running)",
         f"{stage.iterations} steps logged{reason}{kept}",
         wanted,
         "Give the same command again (with --resume outside a recipe): it goes on from the last checkpoint.",

@@ -222,7 +222,7 @@ def _verdict(
             f"{name} does not know its training images in any colour order or normalisation",
             figure,
             f"{least:.1%}",
-            "See the training accuracy; if that is good, identities are numbered otherwise (DATASETS.NAMES, COMBINEALL).",
+            "See the training accuracy; if that is good, identities are numbered otherwise (DATASETS.NAMES).",
         )
     compared = "" if len(found) == 1 else f", at most {found[best]:.1%} otherwise"
     sentence = f"{name} sees images as it was trained to"

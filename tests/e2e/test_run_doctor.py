@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import ROOT, environment, run, train_net_command
+from commands import ROOT, train_net_command
 from toy import use_market, write_market
 
 from qsd_plugin.core.errors import DataError
@@ -53,8 +53,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def healthy(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "healthy"
-    code, text = run(train_net_command("QSD/market.yml", output, **RECIPE), environment(data))
-    assert code == 0, text
+    with pytest.MonkeyPatch.context() as patch:
+        train(train_net_command("QSD/market.yml", output, **RECIPE), data, patch)
     return output
 
 
@@ -64,6 +64,14 @@ def broken(healthy: Path, data: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     use_market(monkeypatch, data)
     unread = shutil.ignore_patterns("*.png", "events.*", "model_best.pth")
     return Path(shutil.copytree(healthy, tmp_path / "broken", ignore=unread))
+
+
+def train(command: list[str], data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``tools/train_net.py`` in this process, whose log handlers go away with the patch."""
+    use_market(monkeypatch, data)
+    monkeypatch.setattr("sys.argv", command[1:])
+    monkeypatch.setattr(logging.getLogger("fastreid"), "handlers", [])
+    runpy.run_path(command[1], run_name="__main__")
 
 
 def doctor(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -136,12 +144,12 @@ def edit_weights(file: Path, edit: Callable[[dict[str, torch.Tensor]], None]) ->
 
 
 def freeze(folder: Path, start: Path) -> None:
-    """Leave a stage's last checkpoint as an optimizer that never moved a parameter would: new BN statistics only."""
+    """Leave a stage's last checkpoint as row S01 unrepaired does: only BN statistics and the loss's centres are new."""
     before = torch.load(start, weights_only=True)["model"]
 
     def undo(weights: dict[str, torch.Tensor]) -> None:
-        statistics = ("running_mean", "running_var", "num_batches_tracked")
-        weights.update({name: value for name, value in before.items() if not name.endswith(statistics)})
+        moving = ("running_mean", "running_var", "num_batches_tracked", "centers")
+        weights.update({name: value for name, value in before.items() if not name.endswith(moving)})
 
     edit_weights(folder / "model_final.pth", undo)
 
@@ -167,7 +175,7 @@ def test_healthy_run_is_one_line_with_its_figures(
     assert len(text.splitlines()) == 1, text
     for figure in (
         "nothing wrong",
-        "324 of 325 tensors",
+        "kernels changed",
         "100.0% of 48 images",
         "21 steps",
         "of 24 pairs a step",
@@ -181,7 +189,8 @@ def test_1_parameters_that_never_moved(broken: Path) -> None:
     found = problems(diagnose_run(broken))
     assert set(found) == {("qsd", "parameters")}
     text = found["qsd", "parameters"]
-    assert "No parameter moved from baseline/model_final.pth to model_final.pth: 0 of 325 tensors changed" in text
+    assert "No parameter of the network moved from baseline/model_final.pth to model_final.pth: 0 of " in text
+    assert " kernels changed, by 0.00% overall" in text
     assert "(limit: every kernel that is not frozen)" in text
     assert "S01" in text
 
@@ -189,7 +198,7 @@ def test_1_parameters_that_never_moved(broken: Path) -> None:
 def test_1_baseline_is_compared_with_its_own_first_checkpoint(broken: Path) -> None:
     freeze(broken / "baseline", broken / "baseline" / "model_0003.pth")
     text = problems(diagnose_run(broken))["baseline", "parameters"]
-    assert "from baseline/model_0003.pth to model_final.pth: 0 of 325 tensors" in text
+    assert "from baseline/model_0003.pth to model_final.pth: 0 of " in text
 
 
 def test_2_checkpoint_trained_on_bgr_images(broken: Path) -> None:
@@ -201,7 +210,7 @@ def test_2_checkpoint_trained_on_bgr_images(broken: Path) -> None:
     assert set(found) == {("baseline", "preprocessing")}
     text = found["baseline", "preprocessing"]
     assert "baseline/model_final.pth was trained on images in another form: BGR channels" in text
-    assert "100.0% with BGR channels (limit: 15% between them)" in text
+    assert "% with BGR channels (limit: 15% between them)" in text
     assert "Swap the input channels of the checkpoint's first kernel" in text
 
 
@@ -211,7 +220,7 @@ def test_3_wrong_mean_and_standard_deviation(broken: Path) -> None:
     assert set(found) == {("qsd", "preprocessing"), ("qsd", "settings")}
     text = found["qsd", "preprocessing"]
     assert "in another form: ImageNet mean and std" in text
-    assert "100.0% with ImageNet mean and std (limit: 15% between them)" in text
+    assert "% with ImageNet mean and std (limit: 15% between them)" in text
     assert "Set MODEL.PIXEL_MEAN [123.675, 116.28, 103.53]" in text
     settings = found["qsd", "settings"]
     assert "MODEL.PIXEL_MEAN [123.675, 116.28, 103.53] -> [0.0, 0.0, 0.0]" in settings
@@ -340,15 +349,13 @@ def test_8_exploding_and_outweighing_term(broken: Path) -> None:
     assert "QSD's term outweighs the host's losses" in found["qsd", "loss"]
 
 
-def test_9_nan_loss(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_9_nan_loss(data: Path, broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Really broken: an infinite factor makes the loss infinite at the first step, and the host stops.
     command = train_net_command(
         "QSD/market.yml", broken, "--stage", "qsd", "--from-stage", "qsd", **RECIPE, **{"QSD.WEIGHT": "1e999"}
     )
-    monkeypatch.setattr("sys.argv", command[1:])
-    monkeypatch.setattr(logging.getLogger("fastreid"), "handlers", [])
     with pytest.raises(FloatingPointError):
-        runpy.run_path(command[1], run_name="__main__")
+        train(command, data, monkeypatch)
     found = problems(diagnose_run(broken))
     assert set(found) == {("qsd", "finished"), ("qsd", "finite")}
     text = found["qsd", "finite"]
@@ -462,6 +469,7 @@ def test_12_fine_tuning_that_lost_the_classifier(broken: Path) -> None:
         return line | ({"cls_accuracy": 0.25} if line["iteration"] == 2 else {})
 
     edit_metrics(broken / "qsd", drop)
+    edit_metrics(broken / "baseline", setting(cls_accuracy=1.0))
     found = problems(without_network(broken))
     assert set(found) == {("qsd", "training accuracy")}
     text = found["qsd", "training accuracy"]
@@ -481,9 +489,9 @@ def test_13_stage_cut_off_before_the_last_one(broken: Path) -> None:
         file.write('{"cls_accuracy": 0.9')  # a kill in the middle of a line
     findings = without_network(broken)
     found = problems(findings)
-    assert set(found) == {("control", "finished"), ("", "finished")}
+    assert set(found) == {("control", "finished")}
     assert "12 steps logged (limit: 7 epochs). Give the same command again" in found["control", "finished"]
-    assert "only baseline, labels, control begun (limit: stage qsd)" in found["", "finished"]
+    assert "only baseline, labels, control begun (limit: stage qsd)" in texts(findings, "warning", "", "finished")
     assert "first a.jpg: 2 images (limit: 0; DATA.MAX_CORRUPT 0.01)" in texts(
         findings, "warning", "control", "finished"
     )

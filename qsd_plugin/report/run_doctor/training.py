@@ -22,7 +22,6 @@ ACCURACY_DROP = 0.2
 #: Relative change of all weights above which a fine-tuning has left its baseline behind.
 FINE_TUNING_CHANGE = 0.5
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _NOT_FINITE = re.compile(r"Loss became infinite or NaN at iteration=(\d+)")
 _STOPPED = re.compile(r"Training stopped \((\w+)\)")
 
@@ -46,7 +45,7 @@ def finished(run: Run) -> Iterator[Finding]:
         yield Finding(
             "finished",
             "",
-            "problem",
+            "warning",
             "The recipe has not reached its last training",
             f"only {done} begun",
             f"stage {name}",
@@ -178,21 +177,22 @@ def _damaged_images(stage: StageFolder) -> Iterator[Finding]:
 
 
 def _movement(stage: StageFolder, start: str, end: str, before: Weights, after: Weights) -> Finding:
-    names = [name for name, tensor in after.items() if not name.endswith(_STATISTICS) and tensor.is_floating_point()]
-    names = [name for name in names if name in before and before[name].shape == after[name].shape]
-    moved = [name for name in names if not torch.equal(before[name], after[name])]
-    relative = _relative_change(before, after, [name for name in names if name.startswith("backbone.")] or names)
-    figure = f"{len(moved)} of {len(names)} tensors changed, the backbone by {relative:.2%}"
+    shared = [name for name, tensor in after.items() if name in before and before[name].shape == tensor.shape]
     frozen = tuple(stage.setting("MODEL.FREEZE_LAYERS", ()))
-    still = sorted(set(names) - set(moved))
-    still = [name for name in still if after[name].dim() > 1 and not (frozen and name.startswith(frozen))]
+    # Kernels of backbone and heads alone: BN statistics and the centres of a centre loss move without an optimizer
+    # step of the network.
+    kernels = [name for name in shared if after[name].dim() > 1 and _in_network(name)]
+    kernels = [name for name in kernels if not (frozen and name.startswith(frozen))]
+    still = [name for name in kernels if torch.equal(before[name], after[name])]
+    relative = _relative_change(before, after, kernels)
+    figure = f"{len(kernels) - len(still)} of {len(kernels)} kernels changed, by {relative:.2%} overall"
     verdict: Verdict = "ok"
     sentence, limit, step = f"Parameters moved from {start} to {end}", "every kernel that is not frozen", ""
-    if not moved:
-        verdict, sentence = "problem", f"No parameter moved from {start} to {end}"
+    if len(still) == len(kernels):
+        verdict, sentence = "problem", f"No parameter of the network moved from {start} to {end}"
         step = (
-            "Look at the learning rate below; run tools/doctor.py and see that row S01 is active (unset "
-            "QSD_PLUGIN_DISABLE); in a trainer of your own keep gradients with zero_grad(set_to_none=False)."
+            "See the learning rate; run tools/doctor.py and see that row S01 is active (unset QSD_PLUGIN_DISABLE); in "
+            "a trainer of your own keep gradients with zero_grad(set_to_none=False)."
         )
     elif still:
         verdict, sentence = "warning", f"Some kernels did not move from {start} to {end}, first {still[0]}"
@@ -201,6 +201,11 @@ def _movement(stage: StageFolder, start: str, end: str, before: Weights, after: 
         verdict, sentence, limit = "warning", f"Fine-tuning left {start} far behind", f"{FINE_TUNING_CHANGE:.0%}"
         step = "Lower SOLVER.BASE_LR: the published fine-tuning uses a hundredth of the baseline's."
     return Finding("parameters", stage.name, verdict, sentence, figure, limit, step)
+
+
+def _in_network(name: str) -> bool:
+    top = name.partition(".")[0]
+    return top == "backbone" or "head" in top
 
 
 def _relative_change(before: Weights, after: Weights, names: list[str]) -> float:

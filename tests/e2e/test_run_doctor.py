@@ -381,6 +381,16 @@ def test_9_nan_in_figures_and_in_weights(broken: Path) -> None:
     )
 
 
+def test_9_damaged_checkpoint(broken: Path) -> None:
+    file = broken / "qsd" / "model_final.pth"
+    file.write_bytes(file.read_bytes()[:10_000])
+    findings = diagnose_run(broken)
+    found = problems(findings)
+    assert set(found) == {("qsd", "finite")}
+    assert f"Checkpoint unreadable: Checkpoint {file} (limit: readable)" in found["qsd", "finite"]
+    assert "The check parameters could not be made" in texts(findings, "unknown", "", "parameters")
+
+
 def edit_report(run_folder: Path, arms: dict[str, float]) -> None:
     file = run_folder / "report" / "results.json"
     results = json.loads(file.read_text())

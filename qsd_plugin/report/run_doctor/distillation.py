@@ -97,7 +97,7 @@ def level_shares(stage: StageFolder, weights: Mapping[str, float]) -> Iterator[F
         return
     shares = {name: value / total for name, value in values.items()}
     largest = max(shares, key=shares.__getitem__)
-    dominated = shares[largest] > DOMINANT_LEVEL and sum(weights[name] > 0 for name in values) > 1
+    dominated = shares[largest] > DOMINANT_LEVEL and sum(weights.get(name, 0.0) > 0 for name in values) > 1
     listed = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
     yield Finding(
         "levels",

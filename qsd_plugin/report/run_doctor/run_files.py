@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from qsd_plugin.core.errors import DataError
+from qsd_plugin.core.errors import CheckpointError, DataError
 from qsd_plugin.core.stages import MARKER
 
 Weights = Mapping[str, torch.Tensor]
@@ -25,14 +25,14 @@ def read_weights(path: Path) -> Weights:
     """The model's weights in a checkpoint that the host or torch wrote; runs no code from the file.
 
     Raises:
-        DataError: The file cannot be read or holds no weights.
+        CheckpointError: The file cannot be read or holds no weights.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         weights = content.get("model", content)
         return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
     except Exception as error:  # damaged files fail in many ways
-        raise DataError(
+        raise CheckpointError(
             f"Checkpoint {path}",
             value=type(error).__name__,
             expected="a file written by torch.save",
@@ -142,6 +142,11 @@ class Run:
         """The checkpoint that a training stage started from, ``None`` if it started from scratch."""
         weights = stage.setting("MODEL.WEIGHTS")
         return self.locate(stage, weights) if weights else None
+
+    def origin(self, stage: StageFolder) -> StageFolder | None:
+        """The other stage of this run whose checkpoint a stage started from."""
+        start = self.start(stage)
+        return next((other for other in self.stages if start and other.path == start.parent and other != stage), None)
 
     def locate(self, stage: StageFolder, path: str) -> Path:
         """Where a file of the run that a stage's config names lies now, also when the run was moved or copied."""

@@ -28,9 +28,8 @@ _INDIFFERENT = ("MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH")
 def settings(run: Run) -> Iterator[Finding]:
     """Compare a stage's config with that of the stage whose checkpoint it started from."""
     for stage in run.training:
-        start = run.start(stage)
-        origin = run.stage(start.parent.name) if start else None
-        if origin is None or origin is stage or not origin.config:
+        origin = run.origin(stage)
+        if origin is None or not origin.config:
             continue
         keys = [key for key in stage.config if key.startswith(SHARED) and key not in _INDIFFERENT]
         differing = [key for key in keys if stage.config[key] != origin.config.get(key)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from qsd_plugin.core.errors import CheckpointError
 from qsd_plugin.report.run_doctor.findings import Finding, Verdict
 from qsd_plugin.report.run_doctor.registry import check
 from qsd_plugin.report.run_doctor.run_files import Run, StageFolder, Weights
@@ -60,7 +61,12 @@ def finite(run: Run) -> Iterator[Finding]:
         crashed = _NOT_FINITE.findall(stage.log)
         bad = sorted({name for event in stage.events for name, value in event.items() if _not_finite(value)})
         checkpoint = _last_checkpoint(stage)
-        weights = _not_finite_weights(run.read_weights(checkpoint)) if checkpoint else []
+        try:
+            weights = _not_finite_weights(run.read_weights(checkpoint)) if checkpoint else []
+        except CheckpointError as error:
+            step = f"Copy it again, or repeat the stage with --from-stage {stage.name}."
+            yield Finding("finite", stage.name, "problem", "Checkpoint unreadable", error.what, "readable", step)
+            continue
         if crashed and not (stage.path / "model_final.pth").is_file():
             figure = f"iteration {crashed[-1]}"
             what = "The loss became infinite or NaN and the host stopped"
@@ -136,11 +142,10 @@ def training_accuracy(run: Run) -> Iterator[Finding]:
             yield _unlogged("training accuracy", stage, "cls_accuracy")
             continue
         yield _learnt(stage, accuracy[-1], classes)
-        start = run.start(stage)
-        origin = run.stage(start.parent.name) if start else None
-        before = origin.series("cls_accuracy") if origin and origin is not stage else []
-        if before:
-            yield _start_of_fine_tuning(stage, before[-1], accuracy[0], origin.name if origin else "")
+        origin = run.origin(stage)
+        before = origin.series("cls_accuracy") if origin else []
+        if origin and before:
+            yield _start_of_fine_tuning(stage, before[-1], accuracy[0], origin.name)
 
 
 def _unfinished(stage: StageFolder) -> Finding:

@@ -40,7 +40,11 @@ def coverage(run: Run) -> Iterator[Finding]:
     if user is None or not files:
         return
     cfg = stored_config(user)
-    for name, (path, stage) in zip(cfg.DATASETS.NAMES, files, strict=False):
+    if run.label_user is None:  # labels that no training has read yet: by the name the recipe gives their files
+        named = [(path.stem, (path, stage)) for path, stage in files if path.stem in cfg.DATASETS.NAMES]
+    else:
+        named = list(zip(cfg.DATASETS.NAMES, files, strict=False))
+    for name, (path, stage) in named:
         try:
             labels = QualityLabels.load(path)
             items = datasets.training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1]

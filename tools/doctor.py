@@ -5,6 +5,7 @@ python tools/doctor.py                                   versions, devices, patc
 python tools/doctor.py --patches                         the patch table as Markdown, as on the project page
 python tools/doctor.py --registry                        everything a config can name
 python tools/doctor.py --taps --config-file CONFIG       modules QSD can distil: name, shape, default weight
+python tools/doctor.py --run OUTPUT_DIR [KEY VALUE ...]  what went wrong in a run, with figure, limit and next step
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def main() -> None:
     parser.add_argument("--patches", action="store_true", help="print the patch table as Markdown")
     parser.add_argument("--taps", action="store_true", help="list the modules QSD can distil in --config-file's model")
     parser.add_argument("--config-file", metavar="FILE", help="config for --taps")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for --taps")
+    parser.add_argument("--run", metavar="DIR", help="diagnose the recipe or the single training in this folder")
+    parser.add_argument("--json", action="store_true", help="findings of --run as JSON")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for --taps and --run (DATA.ROOT)")
     arguments = parser.parse_args()
     try:
         if arguments.registry:
@@ -37,6 +40,8 @@ def main() -> None:
             if not arguments.config_file:
                 parser.error("--taps needs --config-file")
             show_taps(Path(arguments.config_file), arguments.opts)
+        elif arguments.run:
+            sys.exit(show_run(Path(arguments.run), arguments.opts, as_json=arguments.json))
         else:
             sys.exit(show_installation())
     except QSDPluginError as error:
@@ -100,6 +105,19 @@ def show_taps(config_file: Path, opts: list[str]) -> None:
     cfg.merge_from_list(opts)
     rows = [(tap.name, "x".join(map(str, tap.shape)), tap.weight) for tap in list_taps(cfg)]
     print(tabulate(rows, headers=["QSD.TAPS name", "shape (batch first)", "default weight"], tablefmt="simple"))
+
+
+def show_run(folder: Path, opts: list[str], *, as_json: bool) -> int:
+    """The doctor's findings on a run; returns 1 when one of them is a problem."""
+    from qsd_plugin.hosts import fastreid as host
+
+    host.activate()
+    from qsd_plugin.hosts.fastreid.run_checks import diagnose_run
+    from qsd_plugin.report import run_doctor
+
+    findings = diagnose_run(folder, opts)
+    print((run_doctor.as_json if as_json else run_doctor.as_text)(findings, str(folder)))
+    return 1 if run_doctor.worst(findings) == "problem" else 0
 
 
 if __name__ == "__main__":

@@ -149,9 +149,11 @@ def test_statistics_reach_the_event_storage_at_the_logging_period(tmp_path: Path
 
     model = build(qsd_cfg(tmp_path))
     with EventStorage(0) as storage:
-        for _ in range(model._qsd_stats.period):
-            model(batch())
+        for index in range(model._qsd_stats.period):
+            # In the first step all images have the same label, and no pair teaches.
+            model(batch() if index else {**batch(), "img_paths": ANCHORS[:1] * 8})
         written = storage.latest()
+    assert written["qsd/steps_without_pairs"][0] == pytest.approx(1 / model._qsd_stats.period)
     assert written["qsd/pairs"][0] == 12
     assert 0 < written["qsd/kept"][0] <= 12
     assert written[f"qsd/loss/{LEVELS[0]}"][0] > 0

@@ -144,6 +144,10 @@ def host_defaults() -> Any:
 def contract(plain: Any, model: nn.Module) -> dict[str, Any]:
     """What the network takes and returns.
 
+    Sizes are in pixels. Pixels run from 0 to 255; the network in ``model.pth`` subtracts ``mean`` and divides by
+    ``std`` itself. ``metric`` compares embeddings (``cosine`` normalises them), ``flip`` tells whether the run's
+    evaluation averaged with the mirrored image, ``classes`` is the number of training identities.
+
     Args:
         plain: The deployed config.
         model: The deployed network in eval mode.

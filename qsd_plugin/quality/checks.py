@@ -135,19 +135,26 @@ def label_warnings(labels: QualityLabels) -> list[str]:
     return warnings
 
 
-def require_order(labels: QualityLabels) -> None:
-    """Refuse labels that put no image before another.
+def require_usable(labels: QualityLabels) -> None:
+    """Refuse labels that no training can use.
 
     Raises:
-        LabelError: All labels are equal.
+        LabelError: They are off the scale from 0 to 100, or all equal, so that no image is put before another.
     """
     score = labels.score[np.isfinite(labels.score)]
+    wrong = score[(score < 0) | (score > TOP)]
+    if len(wrong):
+        raise LabelError(
+            f"Quality {labels.origin}: {len(wrong)} of {len(score)} labels out of range, e.g. {wrong[0]:g}",
+            expected=f"labels from 0 to {TOP:g}",
+            remedy="Set QUALITY.SCALE minmax or rank.",
+        )
     if len(score) and np.ptp(score) == 0:
         raise LabelError(
             f"Quality {labels.origin}: all {len(score)} labels are equal",
             value=float(score[0]),
             expected="labels that differ, or no pair of images has a teacher",
-            remedy="Make them again with tools/quality_labels.py and look at its report.",
+            remedy="Make them again (--stage labels, or tools/quality_labels.py) and look at their report.",
         )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qsd_plugin.core.errors import LabelError
-from qsd_plugin.methods.qsd import PairWatch, QSDLoss, check_labels
+from qsd_plugin.methods.qsd import PairWatch, QSDLoss
 
 
 def means(**changes: float) -> dict[str, float]:
@@ -67,16 +67,3 @@ def test_labels_on_another_scale():
         LabelError, match=r"40 of 240 pairs of the last 20 steps .*out of range; expected labels in \[0, 1"
     ):
         PairWatch().update(means(out_of_range=2.0), 20)
-
-
-def test_label_table():
-    assert check_labels(torch.tensor([10.0, 90.0, 50.0]), "x") == ""
-    assert check_labels(torch.tensor([]), "x") == ""
-    said = check_labels(torch.tensor([0.1, 0.9, 0.5]), "label file a.csv")
-    assert said.startswith("Quality label file a.csv: labels run from 0.1 to 0.9 only, on a scale from 0 to 100.")
-    with pytest.raises(
-        LabelError, match=r"Quality label file a\.csv: all 3 labels are 50; expected labels that differ"
-    ):
-        check_labels(torch.full((3,), 50.0), "label file a.csv")
-    with pytest.raises(LabelError, match=r"Quality label file a\.csv: 1 of 2 out of range, e\.g\. 812"):
-        check_labels(torch.tensor([5.0, 812.0]), "label file a.csv")

@@ -8,7 +8,7 @@ import torch
 
 from qsd_plugin.core.errors import LabelError
 from qsd_plugin.quality import QualityLabels, build_source, require_coverage
-from qsd_plugin.quality.checks import check_labels, label_warnings, require_order, same_identity_pairs
+from qsd_plugin.quality.checks import check_labels, label_warnings, require_usable, same_identity_pairs
 from qsd_plugin.quality.norms import norm_labels
 from qsd_plugin.report.label_tables import check_table
 
@@ -111,7 +111,7 @@ def test_unfit_labels_are_warned_about(labels, message):
 def test_sound_labels_are_not_warned_about():
     sound = labels_of(np.linspace(2, 98, 50), raw=np.linspace(0.3, 0.9, 50), method="SDD-FIQA")
     assert label_warnings(sound) == []
-    require_order(sound)
+    require_usable(sound)
 
 
 def test_equal_labels_cannot_be_trained_with(tmp_path):
@@ -119,7 +119,12 @@ def test_equal_labels_cannot_be_trained_with(tmp_path):
     with pytest.raises(
         LabelError, match=r"label file .*a\.csv: all 3 labels are equal: got 50\.0; expected labels that"
     ):
-        require_order(QualityLabels.load(tmp_path / "a.csv"))
+        require_usable(QualityLabels.load(tmp_path / "a.csv"))
+
+
+def test_labels_off_the_scale_cannot_be_trained_with():
+    with pytest.raises(LabelError, match=r"2 of 3 labels out of range, e\.g\. 812; expected labels from 0 to 100"):
+        require_usable(labels_of([5, 812, -1], scale="none"))
 
 
 def test_coverage_does_not_count_basenames_that_the_look_up_will_not_use():

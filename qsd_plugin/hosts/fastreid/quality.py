@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from qsd_plugin.core.errors import ConfigError, LabelError, did_you_mean
 from qsd_plugin.hosts.fastreid import datasets
 from qsd_plugin.hosts.fastreid.labelling import check_method
-from qsd_plugin.quality.checks import label_warnings, require_order
+from qsd_plugin.quality.checks import label_warnings, require_usable
 from qsd_plugin.quality.labels import require_coverage
 from qsd_plugin.quality.scaling import CONTROLS
 from qsd_plugin.quality.sources import FileSource, QualitySource, build_source
@@ -176,10 +177,12 @@ def file_source(cfg: Any, files: Sequence[Path] | None = None) -> FileSource:
         items = datasets.training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1]
         paths = [path for path, _, _ in items]
         coverage = require_coverage(labels, paths, cfg.QUALITY.MIN_COVERAGE, root=root, basenames=source.basenames)
-        require_order(labels)
+        require_usable(labels)
         for text in label_warnings(labels):
             logger.warning("Quality labels of %s (%s): %s", name, labels.origin, text)
         logger.info("Quality labels of %s: %s, %.2f %% of %d images", name, labels.origin, 100 * coverage, len(items))
+        if cfg.QSD.CONFIDENCE > 0 and np.isnan(labels.spread).all():
+            logger.warning("QSD.CONFIDENCE drops no pair of %s: %s holds no spreads.", name, labels.origin)
     return source
 
 

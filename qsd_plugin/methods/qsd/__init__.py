@@ -5,7 +5,7 @@ from qsd_plugin.methods.qsd.levels import energy_map, map_level, vector_level
 from qsd_plugin.methods.qsd.loss import QSDLoss, QSDResult
 from qsd_plugin.methods.qsd.pairing import best_vs_rest_pairs, check_blocks, inbatch_pairs
 from qsd_plugin.methods.qsd.presets import Preset, level_weights, preset
-from qsd_plugin.methods.qsd.watch import PairWatch, check_labels
+from qsd_plugin.methods.qsd.watch import PairWatch
 
 __all__ = [
     "PairGate",
@@ -15,7 +15,6 @@ __all__ = [
     "QSDResult",
     "best_vs_rest_pairs",
     "check_blocks",
-    "check_labels",
     "check_quality",
     "energy_map",
     "gap_weights",

@@ -1,7 +1,6 @@
-"""What is wrong with the labels and pairs of a training, told from numbers that have left the device anyway.
+"""What is wrong with the pairs of a training, told from the means that a trainer logs now and then.
 
-A step must not wait for the device, so nothing here looks at tensors of a step: :func:`check_labels` reads a label
-table on the CPU once, :class:`PairWatch` reads the means that a trainer logs now and then.
+A step must not wait for the device, so nothing here looks at tensors.
 """
 
 from __future__ import annotations
@@ -9,10 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from qsd_plugin.core.errors import LabelError
-from qsd_plugin.methods.qsd.gate import check_quality
 
 #: More steps without a kept pair than this share are warned of, once there are at least ``MIN_EMPTY_STEPS``.
 MAX_EMPTY_SHARE = 0.01
@@ -29,38 +25,6 @@ _FATES = {
     "ties": "tied",
     "unlabelled": "unlabelled",
 }
-
-
-def check_labels(quality: Tensor, name: str, q_max: float = 100.0) -> str:
-    """Look at a whole table of labels before it is used.
-
-    Args:
-        quality: The labels of all images that have one, [N], on the CPU.
-        name: What the table is called in messages.
-        q_max: Upper end of the label range.
-
-    Returns:
-        A warning, or ``""``.
-
-    Raises:
-        LabelError: Labels are not finite, out of range, or all the same, so that no pair could ever teach.
-    """
-    check_quality(quality, q_max, name=name)
-    if not quality.numel():
-        return ""
-    low, high = quality.min().item(), quality.max().item()
-    if low == high:
-        raise LabelError(
-            f"Quality {name}: all {quality.numel()} labels are {low:g}",
-            expected="labels that differ: between equal ones no image teaches the other",
-            remedy="Make them again (--stage labels), or look at how they were made.",
-        )
-    if high - low < SMALL_SHARE * q_max:
-        return (
-            f"Quality {name}: labels run from {low:g} to {high:g} only, on a scale from 0 to {q_max:g}. If they are on "
-            "another scale, set QUALITY.SCALE minmax."
-        )
-    return ""
 
 
 class PairWatch:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from qsd_plugin.hosts.fastreid.recipes import deployed_architecture
+from qsd_plugin.hosts.fastreid.compose import base_architecture
 from qsd_plugin.report.run_doctor import StageFolder
 
 _opts: ContextVar[tuple[str, ...]] = ContextVar("config options of the diagnosis", default=())
@@ -36,7 +36,7 @@ def stored_config(stage: StageFolder) -> Any:
     cfg = get_cfg()
     cfg.merge_from_file(str(stage.path / "config.yaml"))
     cfg.merge_from_list(list(_opts.get()))
-    cfg.MODEL.META_ARCHITECTURE = deployed_architecture(cfg)
+    cfg.MODEL.META_ARCHITECTURE = base_architecture(cfg)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BACKBONE.PRETRAIN = False
     return cfg

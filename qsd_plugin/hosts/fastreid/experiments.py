@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +279,9 @@ def _run_in_processes(plan: Plan, blocks: Sequence[tuple[str, int]], jobs: int, 
     events = context.SimpleQueue()  # whose put() returns when the event is on its way
     threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_process, initargs=(events,)) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_start_process, initargs=(events, get_start_method())
+    ) as pool:
         waiting = [pool.submit(_block_in_process, plan, split, seed) for split, seed in blocks]
         while waiting:
             ended, _ = wait(waiting, timeout=_POLL_S)
@@ -299,11 +301,12 @@ def _run_in_processes(plan: Plan, blocks: Sequence[tuple[str, int]], jobs: int, 
 _events: Any = None  # the queue to the parent, in a process that runs blocks
 
 
-def _start_process(events: Any) -> None:
+def _start_process(events: Any, start_method: str) -> None:
     import torch
 
     global _events
     _events = events
+    set_start_method(start_method, force=True)  # a spawned process would spawn the workers of its data loaders too
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     processes.exit_with_parent()
 

@@ -45,11 +45,13 @@ def embed(
         [N, D] float32 on the CPU, not normalised.
     """
     from fastreid.data.build import fast_batch_collator
-    from fastreid.data.common import CommDataset
     from fastreid.data.transforms import build_transforms
 
-    images = CommDataset(list(items), build_transforms(cfg, is_train=False), relabel=False)
-    loader = torch.utils.data.DataLoader(
+    # A class of ours: a spawned worker must not unpickle one of the host's before the plugin is activated in it.
+    from qsd_plugin.hosts.fastreid.loaders import TestSet
+
+    images = TestSet(list(items), build_transforms(cfg, is_train=False))
+    loader: Any = torch.utils.data.DataLoader(
         images,
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,

@@ -534,18 +534,18 @@ def test_single_training_folder_as_json_with_images_elsewhere(
     broken: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     use_market(monkeypatch, tmp_path / "nowhere")
-    (broken / "baseline" / "stage.json").unlink()
-    edit_metrics(broken / "baseline", setting(lr=0.0))
-    code = doctor(["--run", str(broken / "baseline"), "--json", "DATA.ROOT", str(data)], monkeypatch)
+    edit_metrics(broken / "qsd", setting(lr=0.0))
+    code = doctor(["--run", str(broken / "qsd"), "--json", "DATA.ROOT", str(data)], monkeypatch)
     report = json.loads(capsys.readouterr().out)
     assert code == 1
     assert report["verdict"] == "problem"
     by_check = {finding["check"]: finding for finding in report["findings"]}
     assert by_check["learning rate"]["verdict"] == "problem"
-    assert by_check["learning rate"]["stage"] == "baseline"
+    assert by_check["learning rate"]["stage"] == "qsd"
     assert by_check["learning rate"]["limit"] == "above 0"
     assert by_check["preprocessing"]["verdict"] == "ok"
-    assert "control" not in by_check
+    assert by_check["labels"]["verdict"] == "ok"
+    assert "control" not in by_check  # which lies beside this folder
 
 
 def test_folder_without_a_run_is_one_paragraph(

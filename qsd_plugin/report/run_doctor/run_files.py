@@ -123,16 +123,24 @@ class Run:
         root: The folder that holds the stages' folders.
         stages: In the order in which they were begun.
         read_weights: Reads the model's weights of a checkpoint file.
+        recipe: Whether these are all stages of a recipe that were begun; false for a single folder, also a recipe's.
     """
 
     root: Path
     stages: tuple[StageFolder, ...]
-    read_weights: Callable[[Path], Weights] = read_weights
+    read_weights: Callable[[Path], Weights]
+    recipe: bool
 
     @property
     def training(self) -> list[StageFolder]:
         """The stages in which the host trained."""
         return [stage for stage in self.stages if stage.is_training]
+
+    @property
+    def recipe_name(self) -> str:
+        """Name of the recipe, which is that of its last training; empty for a single folder."""
+        named = (str(stage.setting("RECIPE.NAME")) for stage in self.training if stage.setting("RECIPE.NAME"))
+        return next(named, "") if self.recipe else ""
 
     def stage(self, name: str) -> StageFolder | None:
         """The stage of that name, if it was begun."""
@@ -198,7 +206,7 @@ def open_run(path: Path, read_weights: Callable[[Path], Weights] = read_weights)
     if folders:
         # Sorting is stable: stages begun in the same second stay in alphabetical order.
         folders.sort(key=lambda stage: str((stage.marker or {}).get("written", "")))
-        return Run(path, tuple(folders), read_weights)
+        return Run(path, tuple(folders), read_weights, recipe=True)
     single = StageFolder(path)
     if not single.is_training and not single.events:
         raise DataError(
@@ -207,7 +215,7 @@ def open_run(path: Path, read_weights: Callable[[Path], Weights] = read_weights)
             expected="stage folders of a recipe, or config.yaml, metrics.json and model_*.pth of one training",
             remedy="Pass the OUTPUT_DIR that tools/train_net.py was given.",
         )
-    return Run(path.parent, (single,), read_weights)
+    return Run(path.parent, (single,), read_weights, recipe=False)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

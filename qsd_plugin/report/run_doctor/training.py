@@ -20,7 +20,7 @@ from qsd_plugin.report.run_doctor.run_files import Run, StageFolder, Weights
 LEARNT, WELL_LEARNT = 0.2, 0.8
 #: How far the accuracy at the start of a fine-tuning may lie below that at the end of its baseline.
 ACCURACY_DROP = 0.2
-#: Relative change of all weights above which a fine-tuning has left its baseline behind.
+#: Relative change of all kernels above which a fine-tuning has left its baseline behind.
 FINE_TUNING_CHANGE = 0.5
 
 _NOT_FINITE = re.compile(r"Loss became infinite or NaN at iteration=(\d+)")
@@ -39,9 +39,8 @@ def finished(run: Run) -> Iterator[Finding]:
         else:
             yield _unfinished(stage)
         yield from _damaged_images(stage)
-    name = next((str(stage.setting("RECIPE.NAME")) for stage in run.training if stage.setting("RECIPE.NAME")), "")
-    in_recipe = any(stage.marker for stage in run.stages)
-    if in_recipe and name and run.stage(name) is None:
+    name = run.recipe_name
+    if name and run.stage(name) is None:
         done = ", ".join(stage.name for stage in run.stages)
         yield Finding(
             "finished",

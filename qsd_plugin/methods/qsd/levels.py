@@ -10,6 +10,8 @@ Source: Ou et al., IEEE TMM 2024, doi 10.1109/TMM.2024.3358697; formulae as in t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +33,7 @@ def energy_map(features: Tensor, norm: str | None = None) -> Tensor:
     Returns:
         [B, H, W].
     """
-    energy = features.square().mean(dim=1)
+    energy: Tensor = _MeanSquare.apply(features)  # type: ignore[no-untyped-call]
     return F.normalize(energy.flatten(1), dim=1).view_as(energy) if norm == "l2" else energy
 
 
@@ -110,6 +112,20 @@ def vector_level(student: Tensor, teacher: Tensor, keep: Tensor, pairs: Tensor) 
     error = torch.where(keep, 1 - cosine, 0.0).sum()
     count = pairs.clamp(min=1)
     return _with_gradient_of(all_reduce_sum(error.double()) / count, error / count)
+
+
+class _MeanSquare(torch.autograd.Function):
+    """``features.square().mean(dim=1)`` whose backward pass goes over the features once, not four times."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        return features.square().mean(dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        features: Tensor = ctx.saved_tensors[0]
+        return features * (gradient * (2 / features.shape[1]))[:, None]
 
 
 def _with_gradient_of(value: Tensor, share: Tensor) -> Tensor:

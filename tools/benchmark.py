@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Speed and memory beside an honest baseline in the same process, as paired ratios with 95 % intervals.
 
-python tools/benchmark.py                         everything at the sizes the limits are stated for (about 30 minutes)
+python tools/benchmark.py                         everything at the sizes the limits are stated for (about 40 minutes)
 python tools/benchmark.py labels import           some of it
 python tools/benchmark.py --pairs 6 --slow-pairs 2 --json out.json
 """
@@ -31,6 +31,7 @@ def main() -> None:
         "import": lambda options: import_time(options.pairs),
         "labels": labels,
         "ranking": ranking,
+        "qsd": qsd_step,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)} (default: all)")
@@ -66,6 +67,14 @@ def ranking(options: argparse.Namespace) -> dict[str, Any]:
     from qsd_plugin.report.benchmarks import ranking as suite
 
     return suite.run(pairs=options.pairs, slow_pairs=options.slow_pairs)
+
+
+def qsd_step(options: argparse.Namespace) -> dict[str, Any]:
+    """A training step with QSD beside the host's own, with every kind of pairing."""
+    _set_threads(options.threads)
+    from qsd_plugin.hosts.fastreid.benchmarks import qsd_step as suite
+
+    return suite.run(pairs=options.pairs)
 
 
 def import_time(runs: int) -> dict[str, Any]:

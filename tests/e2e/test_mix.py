@@ -138,7 +138,7 @@ def first_kernel(model: Any) -> torch.Tensor:
 
 
 def numbers(losses: dict[str, torch.Tensor]) -> dict[str, float]:
-    return {name: float(loss) for name, loss in losses.items()}
+    return {name: float(loss.detach()) for name, loss in losses.items()}
 
 
 def one_step(model: Any, batch: dict[str, Any]) -> dict[str, float]:
@@ -285,3 +285,12 @@ def test_two_training_sets_with_one_label_file_are_refused() -> None:
     cfg.QUALITY.FILES = ("out/labels/Market1501.npz",)
     with pytest.raises(ConfigError, match=r"QUALITY.FILES: got .*expected one label file per training set.*DukeMTMC"):
         Watched(cfg)
+
+
+def test_teacher_is_among_the_keys_that_a_recipe_s_stages_depend_on() -> None:
+    from qsd_plugin.hosts.fastreid.recipes import build_recipe
+
+    cfg = load("distiller", RECIPE__NAME="qsd", MODEL__HEADS__NUM_CLASSES=6)
+    stages = {stage.name: stage for stage in build_recipe(cfg, None)}
+    for name in ("baseline", "qsd"):
+        assert stages[name].keys["KD.MODEL_WEIGHTS"] == ["teacher/model.pth"]

@@ -275,7 +275,7 @@ def test_6_saturated_labels(broken: Path) -> None:
 def test_7_all_pairs_tied(broken: Path) -> None:
     levels = {f"qsd__loss__backbone.conv{index}": 0.0 for index in (3, 4, 5)}
     levels |= {"qsd__loss__heads.bottleneck": 0.0, "qsd__loss__heads:pred_class_logits": 0.0}
-    pairs = {"qsd__kept": 0.0, "qsd__ties": 24.0, "qsd__dropped_low": 0.0, "qsd__steps_without_pairs": 1.0}
+    pairs = {"qsd__kept": 0.0, "qsd__ties": 24.0, "qsd__dropped_low": 0.0, "qsd__empty": 1.0}
     edit_metrics(broken / "qsd", setting(**levels, **pairs, loss_qsd=0.0))
     found = problems(diagnose_run(broken))
     assert set(found) == {("qsd", "pairs"), ("qsd", "loss")}
@@ -288,7 +288,7 @@ def test_7_all_pairs_tied(broken: Path) -> None:
 
 def test_7_steps_without_pairs_are_seen_in_runs_that_did_not_count_them(broken: Path) -> None:
     def old(line: dict[str, Any]) -> dict[str, Any]:
-        line.pop("qsd/steps_without_pairs", None)
+        line.pop("qsd/empty", None)
         return line | ({"qsd/kept": 0.0, "qsd/dropped_low": 24.0} if "qsd/kept" in line else {})
 
     edit_metrics(broken / "qsd", old)

@@ -131,7 +131,7 @@ def _mean(stage: StageFolder, name: str) -> float:
 
 
 def _empty_steps(stage: StageFolder) -> Iterator[Finding]:
-    shares = stage.series("qsd/steps_without_pairs")
+    shares = stage.series("qsd/empty")
     if not shares:  # runs of earlier versions: a mean of 0 over 20 steps says the same about all of them
         kept = stage.series("qsd/kept")
         shares = [float(value == 0) for value in kept]

@@ -153,7 +153,7 @@ def test_statistics_reach_the_event_storage_at_the_logging_period(tmp_path: Path
             # In the first step all images have the same label, and no pair teaches.
             model(batch() if index else {**batch(), "img_paths": ANCHORS[:1] * 8})
         written = storage.latest()
-    assert written["qsd/steps_without_pairs"][0] == pytest.approx(1 / model._qsd_stats.period)
+    assert written["qsd/empty"][0] == pytest.approx(1 / model._qsd_stats.period)
     assert written["qsd/pairs"][0] == 12
     assert 0 < written["qsd/kept"][0] <= 12
     assert written[f"qsd/loss/{LEVELS[0]}"][0] > 0

@@ -102,9 +102,7 @@ class QSDMixin(nn.Module):
         if self._qsd_average is not None:
             ema_update(self.qsd_teacher, self, self._qsd_momentum)
         losses, result = (self._with_partners if self._qsd_partner else self._within_batch)(batched_inputs)
-        # A mean over steps hides single steps without a pair, hence their share.
-        empty = {"steps_without_pairs": result.stats["kept"] == 0}
-        self._qsd_stats.add(result.stats | empty | {f"loss/{name}": level for name, level in result.levels.items()})
+        self._qsd_stats.add(result.stats | {f"loss/{name}": level for name, level in result.levels.items()})
         losses["loss_qsd"] = result.total * self._qsd_weight
         return losses
 

@@ -1,0 +1,209 @@
+"""A whole training step with QSD beside the host's own step over the same images.
+
+Both sides are the host's trainer (forward of the meta-architecture, backward, update of the host's optimizer, reading
+the losses) over one synthetic batch that stays in memory; loading images is left out, since it is the same for both.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qsd_plugin.quality.labels import QualityLabels
+from qsd_plugin.quality.sources import FileSource
+from qsd_plugin.report.benchmarks.paired import paired_ratio
+
+Step = Callable[[], None]
+
+#: Images per identity in a batch.
+INSTANCES = 4
+#: Largest allowed ratio to the baseline's step: pairs within the batch, and a partner per anchor.
+LIMITS = {"in batch": 1.03, "partner, separate forward": 1.05, "partner, joint forward": 1.05}
+#: Steps before the first timing: buffers, thread pools, and the trainer's check that parameters move.
+WARM_UP = 3
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "in batch": {},
+    "partner, separate forward": {"QSD.PAIRING": "partner", "QSD.PARTNER_FORWARD": "separate"},
+    "partner, joint forward": {"QSD.PAIRING": "partner", "QSD.PARTNER_FORWARD": "joint"},
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """One training problem: ResNet depth, batch B, image height and width, device."""
+
+    depth: int
+    batch: int
+    height: int
+    width: int
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        return f"R{self.depth} {self.height}x{self.width} B={self.batch} {self.device}"
+
+
+def sizes() -> list[Size]:
+    """The sizes that the limits are stated for; the last one where there is a GPU."""
+    on_cpu = [Size(18, 64, 64, 32), Size(50, 16, 256, 128)]
+    return [*on_cpu, Size(50, 64, 256, 128, "cuda")] if torch.cuda.is_available() else on_cpu
+
+
+def run(chosen: list[Size] | None = None, *, pairs: int = 30, seed: int = 0) -> dict[str, Any]:
+    """Time every kind of pairing at every size.
+
+    Args:
+        chosen: Sizes; default: :func:`sizes`.
+        pairs: Interleaved pairs of steps after the warm-up.
+        seed: Seeds images, labels and initial weights.
+
+    Returns:
+        ``threads``, ``load`` (one-minute average at the start) and ``items``: per size and pairing what
+        :func:`paired_ratio` gives, QSD over the baseline, and ``limit``. With partners the baseline's batch is the 2B
+        images of anchors and partners. One more item per size, without a limit, is the baseline itself with two
+        forwards of B over one of 2B: what the separate forward costs before QSD adds anything.
+    """
+    load = os.getloadavg()[0]
+    items: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes() if chosen is None else chosen:
+            for pairing, limit in LIMITS.items():
+                qsd, baseline = step_functions(size, pairing, Path(folder), seed)
+                items[f"QSD step, {size}, {pairing}"] = paired_ratio(qsd, baseline, pairs) | {"limit": limit}
+            twice, once = two_forwards(size, Path(folder), seed)
+            items[f"baseline step, {size}, two forwards"] = paired_ratio(twice, once, pairs)
+    return {"threads": torch.get_num_threads(), "load": load, "items": items}
+
+
+def step_functions(size: Size, pairing: str, folder: Path, seed: int) -> tuple[Step, Step]:
+    """One training step with QSD and one of the baseline over the same images, both warmed up.
+
+    Args:
+        size: The training problem.
+        pairing: A key of :data:`LIMITS`.
+        folder: For the label file.
+        seed: Seeds images, labels and initial weights.
+    """
+    batch, labels = _batch(size, folder, seed)
+    cfg = _config(size, folder, {"MODEL.META_ARCHITECTURE": "QSD", **_OPTIONS[pairing]})
+    model = _build(cfg, seed)
+    # As the plugin reads it from QUALITY.FILES, without the data set that it would be checked against.
+    model._qsd_quality.source = FileSource([labels])
+    plain = _config(size, folder, {"MODEL.META_ARCHITECTURE": "Baseline"})
+    images = _anchors(batch) if pairing == "in batch" else _everyone(batch)
+    return _warmed_up(_step(cfg, model, batch), _step(plain, _build(plain, seed), images))
+
+
+def two_forwards(size: Size, folder: Path, seed: int) -> tuple[Step, Step]:
+    """One step of the baseline with a forward for anchors and one for partners, and one with all images at once."""
+    batch, _ = _batch(size, folder, seed)
+    cfg = _config(size, folder, {"MODEL.META_ARCHITECTURE": "Baseline"})
+    twice, once = _TwoForwards(_build(cfg, seed)), _build(cfg, seed)
+    return _warmed_up(_step(cfg, twice, batch), _step(cfg, once, _everyone(batch)))
+
+
+class _TwoForwards(nn.Module):
+    """Sums the losses of a model on the anchors and on the partners."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        anchors = self.model(_anchors(batch))
+        partners = self.model({**_anchors(batch), "images": batch["partner_images"]})
+        return {name: loss + partners[name] for name, loss in anchors.items()}
+
+
+def _anchors(batch: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in batch.items() if not key.startswith("partner")}
+
+
+def _everyone(batch: dict[str, Any]) -> dict[str, Any]:
+    images = torch.cat([batch["images"], batch["partner_images"]])
+    return {**_anchors(batch), "images": images, "targets": batch["targets"].repeat(2)}
+
+
+def _warmed_up(first: Step, second: Step) -> tuple[Step, Step]:
+    for _ in range(WARM_UP):
+        first()
+        second()
+    return first, second
+
+
+def _config(size: Size, folder: Path, options: dict[str, Any]) -> Any:
+    from fastreid.config import get_cfg
+
+    values = {
+        "MODEL.DEVICE": size.device,
+        "MODEL.BACKBONE.DEPTH": f"{size.depth}x",
+        "MODEL.BACKBONE.FEAT_DIM": 512 if size.depth < 50 else 2048,
+        "MODEL.BACKBONE.LAST_STRIDE": 1,
+        "MODEL.HEADS.WITH_BNNECK": True,
+        "MODEL.HEADS.NUM_CLASSES": 751,
+        "MODEL.LOSSES.NAME": ("CrossEntropyLoss", "TripletLoss"),
+        "INPUT.SIZE_TRAIN": [size.height, size.width],
+        "DATALOADER.SAMPLER_TRAIN": "NaiveIdentitySampler",
+        "DATALOADER.NUM_INSTANCE": INSTANCES,
+        "SOLVER.IMS_PER_BATCH": size.batch,
+        "OUTPUT_DIR": str(folder),
+        **options,
+    }
+    cfg = get_cfg()
+    cfg.merge_from_list([part for pair in values.items() for part in pair])
+    return cfg
+
+
+def _build(cfg: Any, seed: int) -> Any:
+    from fastreid.modeling.meta_arch import build_model
+
+    torch.manual_seed(seed)
+    return build_model(cfg)
+
+
+def _batch(size: Size, folder: Path, seed: int) -> tuple[dict[str, Any], Path]:
+    """Anchors with partners as the loader yields them, and the label file of all their images."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(2 * size.batch, 3, size.height, size.width, generator=generator) * 255
+    names = [f"set/{index:04d}.jpg" for index in range(2 * size.batch)]
+    scores = (torch.rand(len(names), generator=generator) * 100).double().numpy()
+    path = folder / "labels.npz"
+    QualityLabels(scores, scores, np.zeros(len(names)), tuple(names), {"dataset": "set", "scale": "minmax"}).save(path)
+    batch = {
+        "images": images[: size.batch].to(size.device),
+        "targets": torch.arange(size.batch // INSTANCES).repeat_interleave(INSTANCES).to(size.device),
+        "camids": torch.zeros(size.batch, dtype=torch.int64),
+        "img_paths": names[: size.batch],
+        "partner_images": images[size.batch :].to(size.device),
+        "partner_paths": names[size.batch :],
+        "partner_valid": torch.ones(size.batch, dtype=torch.bool),
+    }
+    return batch, path
+
+
+def _step(cfg: Any, model: Any, batch: dict[str, Any]) -> Step:
+    """One step of the host's trainer on ``batch``, until the device has finished it."""
+    from fastreid.engine.train_loop import SimpleTrainer
+    from fastreid.solver import build_optimizer
+    from fastreid.utils.events import EventStorage
+
+    optimizer, parameters = build_optimizer(cfg, model)
+    trainer = SimpleTrainer(model, repeat(batch), optimizer, parameters)
+    trainer.iter = 0
+
+    def step() -> None:
+        with EventStorage(0):
+            trainer.run_step()
+        if cfg.MODEL.DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    return step

@@ -78,14 +78,16 @@ def check_records(path: str | os.PathLike[str]) -> FaceReport:
     report = FaceReport(str(path))
     with RecordReader(path) as reader:
         try:
+            layout = "with header" if reader.has_header else "without header"
             keys, ranges = reader.image_keys, reader.identity_keys
         except DataError as error:
             report.problems.append(str(error))
+            layout = "unknown"
             keys, ranges = np.sort(reader.index.keys[reader.index.keys > 0]), reader.index.keys[:0]
         labels, sizes = _examine(reader, keys, report)
         numbers = Counter(labels.values())
         report.counts = {
-            "layout": "with header" if reader.has_header else "without header",
+            "layout": layout,
             "images": len(keys),
             "identities": len(numbers),
             "identities with one image": sum(count == 1 for count in numbers.values()),

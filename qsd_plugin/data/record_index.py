@@ -116,7 +116,8 @@ def _numbers(text: bytes, path: Path, first_line: int) -> NDArray[np.int64]:
     except ValueError:
         values = np.empty(0, dtype=np.int64)
     lines = text.count(b"\n")
-    if len(values) == 2 * lines == 2 * text.count(b"\t") and (not text or text.endswith(b"\n")):
+    complete = not text or text.endswith(b"\n")
+    if complete and len(values) == 2 * lines == 2 * text.count(b"\t") and values.min(initial=0) >= 0:
         return values
     numbers: list[int] = []  # blank lines, another separator, no newline at the end, or something that is wrong
     for line, content in enumerate(text.splitlines(), first_line):

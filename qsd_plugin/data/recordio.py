@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,10 +136,10 @@ class RecordReader:
 
     @cached_property
     def _first_identity_key(self) -> int:
-        # Beyond 2^24 the header's number is rounded, so the records around it decide.
+        # From 2^24 on the header's number is rounded, so the records around it decide.
         stated = float(self.read(0).label[0])
         last = int(self.index.keys.max())
-        doubt = int(np.spacing(np.float32(stated))) // 2 if stated > EXACT_LABELS else 0
+        doubt = int(np.spacing(np.float32(stated))) // 2 if stated >= EXACT_LABELS else 0
         if np.isfinite(stated) and stated >= 1:
             for key in range(int(stated) - doubt, int(stated) + doubt + 1):
                 behind_images = key == 1 or (key - 1 in self.index and bool(self.read(key - 1).content))
@@ -260,8 +261,8 @@ class RecordWriter:
         if self.path.suffix != ".rec":
             raise DataError("Record file to write", value=str(path), expected="a name that ends in .rec")
         self._image_size = image_size
-        self._index: list[str] = []
-        self._keys: set[int] = set()
+        self._keys, self._offsets = array("q"), array("q")
+        self._last_key = -1
         self._classes: set[float] = set()
         self._listing: list[str] | None = [] if listing else None
         self._offset = 0
@@ -296,12 +297,13 @@ class RecordWriter:
             DataError: The key is negative or taken, or the record is too long.
         """
         key = len(self._keys) if key is None else key
-        if key < 0 or key in self._keys:
+        if key < 0 or (key <= self._last_key and key in self._keys):
             raise DataError(f"Record file {self.path}: key", value=key, expected="a number >= 0 that is not taken")
         written = frames(pack(content, label, (key, 0) if ids is None else ids))
         self._file.write(written)
-        self._keys.add(key)
-        self._index.append(f"{key}\t{self._offset}\n")
+        self._keys.append(key)
+        self._offsets.append(self._offset)
+        self._last_key = max(key, self._last_key)
         self._offset += len(written)
         if content:
             labels = [float(label)] if isinstance(label, int | float | np.number) else [float(one) for one in label]
@@ -312,24 +314,31 @@ class RecordWriter:
         return key
 
     def close(self) -> None:
-        """Put all files in their places. The index goes last and an old one first: no index ever fits another file."""
+        """Put all files in their places. An old index goes first, the new one last: none ever fits another file."""
         index = self.path.with_suffix(".idx")
+        staged = index.with_name(f".{index.name}.new")
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             os.chmod(self._temporary, 0o644)
+            write_atomically(staged, self._write_index)
+            if self._image_size is not None:
+                height, width = self._image_size
+                write_atomically(self.path.parent / "property", f"{len(self._classes)},{height},{width}\n".encode())
+            if self._listing is not None:
+                write_atomically(self.path.with_suffix(".lst"), "".join(self._listing).encode())
             index.unlink(missing_ok=True)
             os.replace(self._temporary, self.path)
+            os.replace(staged, index)
         except BaseException:
+            staged.unlink(missing_ok=True)
             self.abort()
             raise
-        if self._image_size is not None:
-            height, width = self._image_size
-            write_atomically(self.path.parent / "property", f"{len(self._classes)},{height},{width}\n".encode())
-        if self._listing is not None:
-            write_atomically(self.path.with_suffix(".lst"), "".join(self._listing).encode())
-        write_atomically(index, "".join(self._index).encode())
+
+    def _write_index(self, file: IO[bytes]) -> None:
+        for key, offset in zip(self._keys, self._offsets, strict=True):
+            file.write(b"%d\t%d\n" % (key, offset))
 
     def abort(self) -> None:
         """Drop everything that was written."""

@@ -128,7 +128,7 @@ def test_files_byte_for_byte(tmp_path: Path) -> None:
 
 
 def test_round_trip_in_any_order(tmp_path: Path) -> None:
-    contents = [os.urandom(size) + MAGIC * (size % 3) for size in (0, 1, 2, 3, 4, 500, 70000)]
+    contents = [random.Random(size).randbytes(size) + MAGIC * (size % 3) for size in (0, 1, 2, 3, 4, 500, 70000)]
     reader = RecordReader(write(tmp_path / "a.rec", *contents))
     assert [reader.read(key).content for key in range(7)] == contents
     wanted = [6, 0, 6, 3]
@@ -161,15 +161,15 @@ def test_interrupted_writing_leaves_what_was_there(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("ending", ["idx", "rec"])
+@pytest.mark.parametrize("name", ["a.idx", "a.rec", ".a.idx.new", "property"])
 def test_failure_at_the_end_leaves_no_index_beside_other_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     path = write(tmp_path / "a.rec", b"old", b"older")
     real = os.replace
 
     def full(source: str, target: Path) -> None:
-        if str(target).endswith((f"a.{ending}", f"a.{ending}.new")):
+        if Path(target).name == name:
             raise OSError("disk full")
         real(source, target)
 
@@ -177,7 +177,7 @@ def test_failure_at_the_end_leaves_no_index_beside_other_records(
     with pytest.raises(OSError, match="disk full"):
         write(path, b"something longer", b"new")
     left = {file.name for file in tmp_path.iterdir()}
-    assert not {name for name in left if name.startswith(".")}
+    assert not {file for file in left if file.startswith(".")}
     if "a.idx" in left:
         assert RecordReader(path).read(0).content == b"old"
 
@@ -298,7 +298,7 @@ def test_bytes_behind_the_last_record_are_ignored(tmp_path: Path) -> None:
     assert RecordReader(path).read(0).content == b"x"
 
 
-@pytest.mark.parametrize("content", [b"PK\x03\x04" + bytes(200), os.urandom(200)])
+@pytest.mark.parametrize("content", [b"PK\x03\x04" + bytes(200), bytes(range(200))], ids=["zip", "bytes"])
 def test_foreign_file(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path / "a.rec", b"x")
     path.write_bytes(content)
@@ -346,6 +346,14 @@ def test_forked_readers_of_one_reader(tmp_path: Path) -> None:
     for key in range(60):
         assert reader.read(key).content == contents[key]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+
+
+def test_threads_share_no_file_position(tmp_path: Path) -> None:
+    reader = RecordReader(write(tmp_path / "a.rec", b"x" * 100, b"y"))
+    os.lseek(reader._descriptor, 5, os.SEEK_SET)
+    assert reader.read(1).content == b"y"
+    assert reader.labels([0]).tolist() == [0.0]
+    assert os.lseek(reader._descriptor, 0, os.SEEK_CUR) == 5
 
 
 def test_pickled_reader_opens_the_file_anew(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
-"""Data from the command line: check a data folder, make the built-in synthetic set.
+"""Data from the command line: check a data folder, make the built-in synthetic set, face records and pairs.
 
 python tools/build_data.py reid-check DIR        identities, cameras, leaks and damaged files of a folder or CSV list
 python tools/build_data.py reid-list DIR OUT.csv list a folder's images without its split, to split by identity anew
 python tools/build_data.py synthetic DIR         write the synthetic pedestrians below DIR
+python tools/build_data.py folder2rec DIR OUT.rec  <identity>/*.jpg, aligned, to .rec, .idx and property
+python tools/build_data.py rec2folder IN.rec DIR   and back to <class>/<key>.jpg
+python tools/build_data.py pairs2bin CSV OUT.bin   pairs first,second,same to a verification set
+python tools/build_data.py check FILE              what is in a .rec or .bin file and what is wrong with it
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from qsd_plugin.core.errors import QSDPluginError
 
@@ -55,6 +60,77 @@ def synthetic(options: argparse.Namespace) -> int:
     return 0
 
 
+def folder2rec(options: argparse.Namespace) -> int:
+    """``folder2rec``: write the records and print how many there are."""
+    from qsd_plugin.data.face_records import folder_to_records
+
+    flags = ("size", "header", "listing", "convert", "skip_damaged")
+    done = folder_to_records(options.folder, options.file, **{name: getattr(options, name) for name in flags})
+    print(f"{options.file}: {done.images} images, {len(done.identities)} identities")
+    for reason in done.skipped.values():
+        print(f"left out: {reason}")
+    return 0
+
+
+def rec2folder(options: argparse.Namespace) -> int:
+    """``rec2folder``: write the images and print how many there are."""
+    from qsd_plugin.data.face_records import records_to_folder
+
+    images, identities = records_to_folder(options.file, options.folder)
+    print(f"{options.folder}: {images} images, {identities} identities")
+    return 0
+
+
+def pairs2bin(options: argparse.Namespace) -> int:
+    """``pairs2bin``: write the verification set and print how many pairs it has."""
+    from qsd_plugin.data.verification_bin import bin_from_pairs
+
+    pairs = bin_from_pairs(
+        options.pairs, options.file, size=options.size, interleave=options.interleave, convert=options.convert
+    )
+    print(f"{options.file}: {len(pairs.issame)} pairs, {int(pairs.issame.sum())} of them matching")
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """``check``: print what is in a record file or verification set and what is wrong with it."""
+    from qsd_plugin.data.face_check import check_faces
+
+    report = check_faces(options.file)
+    print(report.json() if options.json else report.table())
+    return 1 if report.problems else 0
+
+
+def _add_face_commands(commands: Any) -> None:
+    crops = argparse.ArgumentParser(add_help=False)
+    crops.add_argument("--size", type=int, default=112, help="side of the aligned crops, pixels (default %(default)s)")
+    crops.add_argument("--convert", action="store_true", help="store grey, transparent or turned images as RGB PNG")
+
+    write = commands.add_parser("folder2rec", parents=[crops], help="write a folder of face crops as records")
+    write.add_argument("folder", metavar="DIR", help="<identity>/*.jpg; classes follow the order of the names")
+    write.add_argument("file", metavar="OUT.rec", help=".idx and property are written beside it")
+    write.add_argument("--no-header", dest="header", action="store_false", help="layout without header and ranges")
+    write.add_argument("--lst", dest="listing", action="store_true", help="also write .lst: key, class and file name")
+    write.add_argument("--skip-damaged", action="store_true", help="leave out unusable images instead of stopping")
+    write.set_defaults(run=folder2rec)
+
+    read = commands.add_parser("rec2folder", help="write the images of a record file into folders")
+    read.add_argument("file", metavar="IN.rec")
+    read.add_argument("folder", metavar="DIR", help="empty, or to be made")
+    read.set_defaults(run=rec2folder)
+
+    pairs = commands.add_parser("pairs2bin", parents=[crops], help="write pairs of face crops as a verification set")
+    pairs.add_argument("pairs", metavar="CSV", help="columns first,second,same (1 or 0); files relative to its folder")
+    pairs.add_argument("file", metavar="OUT.bin")
+    pairs.add_argument("--interleave", action="store_true", help="spread both kinds of pairs evenly over the folds")
+    pairs.set_defaults(run=pairs2bin)
+
+    faces = commands.add_parser("check", help="check a .rec or .bin file")
+    faces.add_argument("file", metavar="FILE")
+    faces.add_argument("--json", action="store_true", help="print everything as JSON")
+    faces.set_defaults(run=check)
+
+
 def _parser() -> argparse.ArgumentParser:
     from qsd_plugin.data.synthetic import SyntheticPedestrians
 
@@ -80,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         flag = "--" + field.name.replace("_", "-")
         make.add_argument(flag, type=type(field.default), default=field.default, help="default %(default)s")
     make.set_defaults(run=synthetic)
+    _add_face_commands(commands)
     return parser
 
 

@@ -61,7 +61,7 @@ def read_inert(path: Path) -> InertFile:
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
 
-class _Sealed(type):
+class Sealed(type):
     """Class of every class handed to the unpickler: calls are noted, changes refused."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -74,7 +74,7 @@ class _Sealed(type):
         raise pickle.UnpicklingError(f"the file sets {name!r} of {cls.__name__}")
 
 
-class Inert(metaclass=_Sealed):
+class Inert(metaclass=Sealed):
     """Stands for an instance of a class that was not loaded. ``state`` is what would have become its attributes."""
 
     __slots__ = ("state",)
@@ -177,29 +177,29 @@ class _Dict(dict[Any, Any]):
 # What the unpickler gets for the names it may "call". ``__new__`` answers both ways a pickle makes an object.
 
 
-class _RebuiltTensor(metaclass=_Sealed):
+class _RebuiltTensor(metaclass=Sealed):
     def __new__(cls, storage: object, offset: Any, size: Any, stride: Any, *_rest: object) -> StoredTensor:  # type: ignore[misc]
         if not isinstance(storage, _Storage):
             raise pickle.UnpicklingError("a tensor without storage")
         return StoredTensor(storage, offset, tuple(size), tuple(stride))
 
 
-class _RebuiltParameter(metaclass=_Sealed):
+class _RebuiltParameter(metaclass=Sealed):
     def __new__(cls, data: object, *_rest: object) -> object:  # type: ignore[misc]
         return data
 
 
-class _RebuiltDict(metaclass=_Sealed):
+class _RebuiltDict(metaclass=Sealed):
     def __new__(cls, items: object = ()) -> _Dict:  # type: ignore[misc]
         return _Dict(items) if isinstance(items, list | dict) else _Dict()
 
 
-class _RebuiltSet(metaclass=_Sealed):
+class _RebuiltSet(metaclass=Sealed):
     def __new__(cls, items: object = ()) -> set[object]:  # type: ignore[misc]
         return set(items) if isinstance(items, list | tuple) else set()
 
 
-class _RebuiltObject(metaclass=_Sealed):
+class _RebuiltObject(metaclass=Sealed):
     def __new__(cls, kind: object, *_rest: object) -> object:  # type: ignore[misc]
         return Inert.__new__(kind) if isinstance(kind, type) and issubclass(kind, Inert) else Inert()
 
@@ -231,7 +231,7 @@ class _Unpickler(pickle.Unpickler):
             return _REBUILT[module, name]
         path = f"{module}.{name}"
         if path not in self._classes:
-            self._classes[path] = _Sealed(path, (Inert,), {"__slots__": (), "_calls": self._calls})
+            self._classes[path] = Sealed(path, (Inert,), {"__slots__": (), "_calls": self._calls})
         return self._classes[path]
 
     def persistent_load(self, pid: Any) -> object:

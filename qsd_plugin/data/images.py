@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from contextlib import suppress
 from typing import IO
@@ -10,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from qsd_plugin.core.errors import DataError
+from qsd_plugin.data.recordio import open_records
+from qsd_plugin.quality.keys import split_record_path
 
 #: Pillow reports a damaged file by whatever its decoders stumble over; these cover all of its formats.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, Image.DecompressionBombError)
@@ -21,12 +24,16 @@ def read_rgb(path: str | os.PathLike[str], stream: IO[bytes] | None = None) -> I
     Alpha is dropped, palettes are looked up, grey is repeated and 16-bit grey is scaled to 8 bits.
 
     Args:
-        path: The file; names it in messages when ``stream`` is given.
+        path: The file, or a place in a record file such as ``train.rec#17``; names it in messages when ``stream`` is
+            given.
         stream: Binary file to read instead of ``path``.
 
     Raises:
         DataError: The file is missing or cannot be decoded.
     """
+    record = split_record_path(path) if stream is None else None
+    if record is not None:
+        stream = io.BytesIO(open_records(record[0]).read(record[1]).content)
     try:
         if stream is not None:
             return _decode(stream)

@@ -1,13 +1,15 @@
 """Image keys, and how the paths of a host find them.
 
 An image's **key** is its POSIX path relative to the data-set folder, prefixed by the data-set's name:
-``Market1501/bounding_box_train/0002_c1s1_000451_03.jpg``.
+``Market1501/bounding_box_train/0002_c1s1_000451_03.jpg``. Images inside a RecordIO file have paths such as
+``/data/faces/train.rec#17``; their key is the file's stem with the key of its index, ``train#17``.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 from qsd_plugin.core.errors import LabelError
 
 PathLike = str | os.PathLike[str]
+
+_RECORD_PATH = re.compile(r"(.+\.rec)#(\d+)", re.DOTALL)
 
 
 class KeyIndex:
@@ -43,7 +47,7 @@ class KeyIndex:
 
         A path matches, in this order, the key it equals (as given, tidied up, or made absolute); the key built from its
         place below ``root`` with or without the data-set's name in front; and, if no two keys share a basename, the key
-        with its basename.
+        with its basename. An image in a record file matches its key under either of the latter two rules.
 
         Args:
             paths: Image paths, B of them.
@@ -66,6 +70,9 @@ class KeyIndex:
         below = None if root is None else _below(path, root)
         if below is not None:
             candidates += [below] if self._dataset is None else [f"{self._dataset}/{below}", below]
+        record = split_record_path(path)
+        if record is not None and (below is not None or basenames):
+            candidates.append(record_key(*record))
         for candidate in candidates:
             if candidate in self._row_of_key:
                 return self._row_of_key[candidate]
@@ -74,6 +81,8 @@ class KeyIndex:
 
 def label_key(path: PathLike, *, root: PathLike, dataset: str) -> str:
     """The key of an image: its path below the data-set folder, behind the data-set's name.
+
+    An image in a record file has the key of :func:`record_key` instead.
 
     Args:
         path: Image path, absolute or relative to the working directory.
@@ -91,7 +100,19 @@ def label_key(path: PathLike, *, root: PathLike, dataset: str) -> str:
             expected=f"a path below {os.fspath(root)}",
             remedy="Pass the folder the data set was read from as root.",
         )
-    return f"{dataset}/{below}"
+    record = split_record_path(path)
+    return f"{dataset}/{below}" if record is None else record_key(*record)
+
+
+def split_record_path(path: PathLike) -> tuple[str, int] | None:
+    """File and index key of an image in a record file, ``("/data/train.rec", 17)``; ``None`` for any other path."""
+    match = _RECORD_PATH.fullmatch(os.fspath(path))
+    return None if match is None else (match[1], int(match[2]))
+
+
+def record_key(file: PathLike, key: int) -> str:
+    """The key of an image in a record file: ``train#17`` for the index key 17 of ``/data/train.rec``."""
+    return f"{PurePath(file).stem}#{key}"
 
 
 def _below(path: str, root: PathLike) -> str | None:

@@ -16,10 +16,12 @@ def add_data_config(cfg: Any) -> None:
     # Folder that holds the data sets' folders. Path; empty: environment variable FASTREID_DATASETS, else "datasets".
     node.ROOT = ""
     # Folder read by the data set ReIDFolder: train/<id>/*.jpg with query/ and gallery/, Market-1501's layout and names,
-    # or <id>/*.jpg alone. Path.
+    # or <id>/*.jpg alone. FaceFolder reads it too: <id>/*.jpg, all of them for training. Path.
     node.FOLDER = ""
     # CSV file read by the data set ReIDList: a header path,pid,camid[,split], paths relative to its folder. Path.
     node.LIST = ""
+    # RecordIO file read by the data set FaceRecord, with its .idx beside it: aligned face crops. Path of the .rec file.
+    node.RECORD = ""
     # ReIDFolder and ReIDList without queries: share of the identities held out for testing. Between 0 and 1.
     node.TEST_FRACTION = 0.5
     # Which identities those are; the split is stored beside the data, or in OUTPUT_DIR where that is read-only. >= 0.

@@ -1,4 +1,4 @@
-"""Data sets registered in fast-reid: own folders and lists, CUHK03's new protocol, synthetic pedestrians.
+"""Data sets registered in fast-reid: own folders and lists, CUHK03's new protocol, synthetic pedestrians, faces.
 
 The host builds a data set from its root folder alone. What else one needs comes from the config in force, which
 :func:`using` sets while data sets are built; the plugin's loaders do.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from operator import itemgetter
@@ -21,7 +21,9 @@ from fastreid.data.datasets.cuhk03 import CUHK03
 
 from qsd_plugin.core.distributed import rank
 from qsd_plugin.core.errors import ConfigError, DataError
+from qsd_plugin.data.face_records import classes, face_folder
 from qsd_plugin.data.items import ImageItem, ImageSplits
+from qsd_plugin.data.recordio import open_records
 from qsd_plugin.data.reid_folders import read_folder
 from qsd_plugin.data.reid_lists import read_list
 
@@ -152,9 +154,62 @@ class SyntheticPedestrians(SplitDataset):
         super().__init__(read_folder(folder), **kwargs)
 
 
+class FaceDataset(ImageDataset):  # type: ignore[misc]
+    """Faces to train on. There are no queries and no gallery: faces are tested by verification, on other sets.
+
+    Identities keep the order of ``identities`` as classes. Faces come from no camera that a filter or a sampler should
+    care about: all of them carry the same.
+
+    Args:
+        paths: Images.
+        identities: Whom each shows; names that sort in the order of the classes.
+        root: The data-set folder.
+        kwargs: Of the host's base class.
+    """
+
+    def __init__(self, paths: Iterable[str], identities: Iterable[str], root: Path, **kwargs: Any) -> None:
+        self.dataset_name = type(self).__name__.lower()
+        self.dataset_dir = str(root)
+        camera = f"{self.dataset_name}_0"
+        # One string per identity, not per image: there may be millions.
+        names: dict[str, str] = {}
+        train = [
+            (path, names.setdefault(identity, f"{self.dataset_name}_{identity}"), camera)
+            for path, identity in zip(paths, identities, strict=True)
+        ]
+        super().__init__(train, [], [], **kwargs)
+
+    def parse_data(self, data: Sequence[Item]) -> tuple[int, int]:
+        """Numbers of identities and of cameras, which are not known, for the host's tables."""
+        return super().parse_data(data)[0], 0
+
+
+class FaceRecord(FaceDataset):
+    """The images of the record file ``DATA.RECORD``, in either layout; paths are ``<file>.rec#<key>``."""
+
+    def __init__(self, root: str = "datasets", **kwargs: Any) -> None:
+        cfg = config_in_force()
+        file = _required(cfg.DATA.RECORD, "DATA.RECORD", "a .rec file with its .idx beside it")
+        reader = open_records(str(Path(file).expanduser().absolute()))
+        numbers = classes(reader.image_labels, name=file)
+        digits = len(str(int(numbers.max(initial=0))))
+        paths = (f"{reader.path}#{key}" for key in reader.image_keys.tolist())
+        super().__init__(paths, (f"{number:0{digits}d}" for number in numbers.tolist()), reader.path.parent, **kwargs)
+
+
+class FaceFolder(FaceDataset):
+    """Aligned crops in the folder ``DATA.FOLDER``: ``<identity>/*.jpg``, all of them for training."""
+
+    def __init__(self, root: str = "datasets", **kwargs: Any) -> None:
+        folder = Path(_required(config_in_force().DATA.FOLDER, "DATA.FOLDER", "a folder with one folder per identity"))
+        faces = [(str(file), name) for name, files in face_folder(folder).items() for file in files]
+        super().__init__((path for path, _ in faces), (name for _, name in faces), folder.expanduser(), **kwargs)
+
+
 def register_datasets() -> None:
     """Register the plugin's data sets in the host, once."""
-    for data_set in (ReIDFolder, ReIDList, CUHK03Detected, CUHK03Labeled, SyntheticPedestrians):
+    own = (ReIDFolder, ReIDList, CUHK03Detected, CUHK03Labeled, SyntheticPedestrians, FaceRecord, FaceFolder)
+    for data_set in own:
         if data_set.__name__ not in DATASET_REGISTRY._obj_map:
             DATASET_REGISTRY.register(data_set)
 

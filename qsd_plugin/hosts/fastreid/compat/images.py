@@ -11,6 +11,7 @@ from PIL import Image
 
 from qsd_plugin.data.images import read_rgb
 from qsd_plugin.hosts.fastreid.compat.patch import Patch, Undo, always, replace, together
+from qsd_plugin.quality.keys import split_record_path
 
 #: Pillow modes that the host's ToTensor converts through ``np.array(copy=False)``, and the type that holds them.
 _NUMPY_MODES = {"1": np.uint8, "I;16": np.int32, "I": np.int32, "F": np.float32}
@@ -49,6 +50,8 @@ def read_image(path: str) -> Image.Image:
     """
     from fastreid.utils.file_io import PathManager
 
+    if split_record_path(path) is not None:  # no file that a handler of the host could open
+        return read_rgb(path)
     try:
         stream = PathManager.open(path, "rb")
     except OSError:

@@ -68,12 +68,11 @@ def error_discard_curve(
         genuine: Whether a pair shows one person [P]; bool, or 0 and 1.
         quality_a: Quality of the first image [P], higher is better.
         quality_b: Quality of the second image [P].
-        start_error: Error rate with all pairs, between 0 and 1: the threshold is the one with the highest error rate not
-            above it.
+        start_error: Error rate with all pairs, between 0 and 1: the threshold has the highest error rate not above it.
         error: ``fnmr``: share of genuine pairs rejected. ``fmr``: share of impostor pairs accepted.
         threshold: ``fixed``: one threshold, as a system in operation has. ``subset``: for every remaining subset the
-            threshold is set anew, so that the other error's rate is at most what it is there with all pairs; the curve may
-            then begin below ``start_error``, and time grows with the number of points times the number of pairs.
+            threshold is set anew, so that the other error's rate stays at most what it is with all pairs; the curve may then
+            begin below ``start_error``, and time grows with the number of points times the number of pairs.
         max_discard: Right end of the curve, between 0 and 1.
 
     Raises:

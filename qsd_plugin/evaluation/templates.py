@@ -1,4 +1,4 @@
-"""IJB-B and IJB-C, 1:1 mixed verification: sets of images (templates) are pooled to one embedding and compared in pairs.
+"""IJB-B and IJB-C, 1:1 mixed verification: sets of images (templates) are pooled and compared in pairs.
 
 Whitelam et al., CVPRW 2017, "IARPA Janus Benchmark-B"; Maze et al., ICB 2018, "IARPA Janus Benchmark-C".
 

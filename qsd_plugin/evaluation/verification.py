@@ -1,8 +1,8 @@
 """Ten-fold face verification on a list of pairs: LFW, CFP-FP, AgeDB-30 and the other ``.bin`` sets.
 
 The protocol of the field (LFW's restricted view; InsightFace's ``verification.py``): a pair counts as the same person
-where its squared distance is strictly below a threshold; the threshold is chosen on nine contiguous folds and applied to
-the tenth.
+where its squared distance is strictly below a threshold; the threshold is chosen on nine contiguous folds and
+applied to the tenth.
 
 Shapes: P pairs, D embedding dimension, F folds, T thresholds.
 """

@@ -102,7 +102,7 @@ def test_bad_input_is_named() -> None:
         closed_set(rows, rows, [0, 1, 2], [3, 4, 5])
     with pytest.raises(ConfigError, match=r"Identification ranks: got \(0, 5\)"):
         closed_set(rows, rows, [0, 1, 2], [0, 1, 2], ranks=(0, 5))
-    with pytest.raises(ConfigError, match="Retrieval metric: got 'cosin'.*Did you mean 'cosine'"):
+    with pytest.raises(ConfigError, match=r"Retrieval metric: got 'cosin'.*Did you mean 'cosine'"):
         closed_set(rows, rows, [0, 1, 2], [0, 1, 2], metric="cosin")
     with pytest.raises(DataError, match=r"Embeddings of 1 distractors images contain NaN \(first row: 1\)"):
         closed_set(rows, rows, [0, 1, 2], [0, 1, 2], distractors=np.diag([1, np.nan, 1]))

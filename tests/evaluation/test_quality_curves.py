@@ -103,9 +103,9 @@ def test_monotone_transforms_change_nothing() -> None:
 def test_bad_input_is_named() -> None:
     with pytest.raises(DataError, match=r"Starting error 0.001 of 100 pairs is less than one pair.*0\.01 or more"):
         hundred(np.arange(100), start_error=0.001)
-    with pytest.raises(ConfigError, match="Error-versus-discard error: got 'fnm'.*Did you mean 'fnmr'"):
+    with pytest.raises(ConfigError, match=r"Error-versus-discard error: got 'fnm'.*Did you mean 'fnmr'"):
         hundred(np.arange(100), error="fnm")
-    with pytest.raises(ConfigError, match="Error-versus-discard threshold: got 'moving'.*fixed, subset"):
+    with pytest.raises(ConfigError, match=r"Error-versus-discard threshold: got 'moving'.*fixed, subset"):
         hundred(np.arange(100), threshold="moving")
     with pytest.raises(ConfigError, match="max_discard: got 1; expected between 0 and 1"):
         hundred(np.arange(100), max_discard=1)

@@ -71,8 +71,8 @@ def error_discard_curve(
         start_error: Error rate with all pairs, between 0 and 1: the threshold has the highest error rate not above it.
         error: ``fnmr``: share of genuine pairs rejected. ``fmr``: share of impostor pairs accepted.
         threshold: ``fixed``: one threshold, as a system in operation has. ``subset``: for every remaining subset the
-            threshold is set anew, so that the other error's rate stays at most what it is with all pairs; the curve may then
-            begin below ``start_error``, and time grows with the number of points times the number of pairs.
+            threshold is set anew, so that the other error's rate stays at most what it is with all pairs; the curve may
+            then begin below ``start_error``, and time grows with the number of points times the number of pairs.
         max_discard: Right end of the curve, between 0 and 1.
 
     Raises:

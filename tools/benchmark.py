@@ -31,6 +31,7 @@ def main() -> None:
         "import": lambda options: import_time(options.pairs),
         "labels": labels,
         "ranking": ranking,
+        "verification": verification,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)} (default: all)")
@@ -66,6 +67,14 @@ def ranking(options: argparse.Namespace) -> dict[str, Any]:
     from qsd_plugin.report.benchmarks import ranking as suite
 
     return suite.run(pairs=options.pairs, slow_pairs=options.slow_pairs)
+
+
+def verification(options: argparse.Namespace) -> dict[str, Any]:
+    """Ten-fold face verification at LFW's size."""
+    _set_threads(options.threads)
+    from qsd_plugin.report.benchmarks import verification as suite
+
+    return suite.run(pairs=options.pairs)
 
 
 def import_time(runs: int) -> dict[str, Any]:

@@ -150,11 +150,12 @@ def test_ijb(tmp_path: Path) -> None:
     )
     assert list(found) == [f"TAR@FAR=1e-0{power}" for power in (6, 5, 4, 3, 2, 1)] + ["metric"]
     assert list(found.values())[:6] == pytest.approx((100 * result.tar).tolist())
-    assert 0 < found["metric"] == found["TAR@FAR=1e-04"] < 100
+    assert found["metric"] == found["TAR@FAR=1e-04"] < 100
     kept = json.loads((tmp_path / "out" / "evaluation" / "IJB.json").read_text())
     assert kept["switches"] == "N0 D1 F1"
     assert kept["result"]["roc"]["tar"] == pytest.approx(result.roc.tar.tolist())
     assert kept["result"]["roc"]["threshold"][0] is None
+    assert kept["result"]["roc"]["threshold"][1:] == pytest.approx(result.roc.threshold[1:].tolist())
 
 
 def test_eval_only_on_scface(tmp_path: Path) -> None:
@@ -179,6 +180,16 @@ def test_eval_only_on_scface(tmp_path: Path) -> None:
     assert list(found) == ["d1 (4.2 m)", "d2 (2.6 m)", "d3 (1.0 m)", "metric"]
 
 
+def test_recipes_of_person_sets_refuse_them_before_training(tmp_path: Path) -> None:
+    from qsd_plugin.hosts.fastreid import recipes
+
+    cfg = toy_cfg(tmp_path / "out", **{"DATASETS.TESTS": ("SCface",)})
+    with pytest.raises(
+        ConfigError, match=r"DATASETS.TESTS of a recipe: got \['SCface'\]; expected person.*--eval-only"
+    ):
+        recipes.check_final_stage(cfg)
+
+
 def evaluator(folder: Path) -> tuple[Any, list[str]]:
     from qsd_plugin.hosts.fastreid import protocols
 
@@ -201,6 +212,22 @@ def test_order_and_repetition_of_batches_do_not_matter(tmp_path: Path) -> None:
     subject.process({"targets": torch.arange(11)}, features[:11])
     with pytest.raises(DataError, match="SCface: images embedded: got 11; expected all 12"):
         subject.evaluate()
+
+
+def test_ranks_are_gathered_and_only_the_first_one_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastreid.utils import comm
+
+    subject, names = evaluator(tmp_path)
+    features = torch.randn(12, 5, generator=torch.Generator().manual_seed(2))
+    parts = [(rows, features[rows]) for rows in torch.arange(12).split(6)]
+    subject.process({"targets": parts[0][0]}, parts[0][1])
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    monkeypatch.setattr(comm, "gather", lambda own, dst: [own, [parts[1]]])
+    found = list(subject.evaluate().values())[:3]
+    assert found == [100 * result.rates[1] for result in scface(features, names).values()]
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    assert subject.evaluate() == {}
 
 
 def test_other_names_stay_the_host_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,11 @@ def draw_det(curves: Mapping[str, tuple[Array, Array]], path: Path) -> None:
     figure, axis = _axes()
     for name, (far, tar) in curves.items():
         shown = (far > 0) & (tar < 1)
-        axis.plot(far[shown], 1 - tar[shown], label=name)
+        axis.plot(far[shown], 1 - tar[shown], label=name if shown.any() else f"{name} (no errors to trade)")
     axis.set_xscale("log")
     axis.set_yscale("log")
+    if not any(np.size(line.get_xdata()) for line in axis.get_lines()):
+        axis.axis((1e-3, 1, 1e-3, 1))  # logarithmic axes without a point have no limits
     axis.set_xlabel("false acceptance rate (FAR)")
     axis.set_ylabel("false rejection rate (1 - TAR)")
     _finish(figure, axis, path)

@@ -39,6 +39,13 @@ def test_det(tmp_path: Path, axes: list[Any]) -> None:
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
 
 
+def test_det_without_a_single_error_is_still_a_picture(tmp_path: Path, axes: list[Any]) -> None:
+    curve_pictures.draw_det({"perfect": (np.array([0, 0, 1]), np.array([0, 1, 1]))}, tmp_path / "det.png")
+    (axis,) = axes
+    assert axis.get_legend().get_texts()[0].get_text() == "perfect (no errors to trade)"
+    assert (tmp_path / "det.png").stat().st_size > 1000
+
+
 def test_error_discard_is_a_staircase_to_the_end(tmp_path: Path, axes: list[Any]) -> None:
     steps = np.array([0, 0.1]), np.array([0.05, 0.02])
     curve = Curve(*steps, 0.009, 0.004, np.zeros(2), 0.3, 100, "FNMR, fixed threshold from FNMR 0.05")

@@ -32,6 +32,7 @@ def main() -> None:
         "labels": labels,
         "ranking": ranking,
         "qsd": qsd_step,
+        "verification": verification,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)} (default: all)")
@@ -73,6 +74,14 @@ def qsd_step(options: argparse.Namespace) -> dict[str, Any]:
     """A training step with QSD beside the host's own, with every kind of pairing."""
     _set_threads(options.threads)
     from qsd_plugin.hosts.fastreid.benchmarks import qsd_step as suite
+
+    return suite.run(pairs=options.pairs)
+
+
+def verification(options: argparse.Namespace) -> dict[str, Any]:
+    """Ten-fold face verification at LFW's size."""
+    _set_threads(options.threads)
+    from qsd_plugin.report.benchmarks import verification as suite
 
     return suite.run(pairs=options.pairs)
 

@@ -1,1 +1,1 @@
-"""Retrieval evaluation: exact ranking, ROC, re-ranking and query expansion in bounded memory, for any host or none."""
+"""Exact evaluation in bounded memory: retrieval, verification, identification, templates, quality; host or none."""

@@ -26,3 +26,11 @@ def test_limit_is_met_when_the_upper_bound_is(item: dict[str, float], verdict: b
 def test_skipped_items_say_why() -> None:
     text = TOOL["table"]({"ranking": {"items": {"given": {"skipped": "Cython is not installed"}}}})
     assert "Cython is not installed" in text
+
+
+def test_verification_suite_compares_equal_results() -> None:
+    from qsd_plugin.report.benchmarks import verification
+
+    result = verification.run(80, dim=8, folds=2, pairs=1)
+    assert result["items"]["verification, given distances"]["bit_equal"] is True
+    assert {TOOL["met"](item) is None for item in result["items"].values()} == {False}

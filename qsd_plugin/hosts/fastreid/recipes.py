@@ -14,7 +14,7 @@ from qsd_plugin.core.distributed import rank
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.stages import Stage
-from qsd_plugin.hosts.fastreid import deploy, deployed, extract, report, samplers
+from qsd_plugin.hosts.fastreid import deploy, deployed, extract, face_tests, report, samplers
 from qsd_plugin.hosts.fastreid.compose import base_architecture
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
 from qsd_plugin.hosts.fastreid.folds import check_folds
@@ -173,6 +173,14 @@ def check_final_stage(cfg: Any) -> None:
     from fastreid.modeling.meta_arch import build_model
 
     samplers.check_config(cfg)
+    faces = [name for name in cfg.DATASETS.TESTS if name in face_tests.TESTS]
+    if faces:
+        raise ConfigError(
+            "DATASETS.TESTS of a recipe",
+            value=faces,
+            expected="person re-identification sets, which its report compares query by query",
+            remedy="Evaluate face test sets with --eval-only, or train without RECIPE.NAME.",
+        )
     for name in cfg.DATASETS.TESTS:
         test_set(cfg, name)
     trial = cfg.clone()

@@ -14,6 +14,7 @@ from qsd_plugin.hosts.fastreid import (
     config,
     datasets,
     loaders,
+    protocols,
     refresh,
     safety,
     sampler_state,
@@ -44,6 +45,7 @@ def register_all() -> None:
     datasets.register_datasets()
     loaders.install()
     safety.install()
+    protocols.install()
     refresh.install()
     sampler_state.install()
     _seed_from_config()

@@ -1,0 +1,207 @@
+"""Face test sets: which images, and how their embeddings are scored by the protocols of ``qsd_plugin.evaluation``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from qsd_plugin.core.errors import ConfigError
+from qsd_plugin.data.face_sets import read_ijb, read_tinyface
+from qsd_plugin.data.images import read_rgb
+from qsd_plugin.data.items import existing_folder, image_files
+from qsd_plugin.evaluation.arrays import Array
+from qsd_plugin.evaluation.identification import SCFACE_METRES, closed_set, scface, scface_split
+from qsd_plugin.evaluation.templates import verify_templates
+from qsd_plugin.evaluation.verification import verify_pairs
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a protocol makes of the embeddings.
+
+    Args:
+        numbers: Percentages for the host's table; ``metric`` is the one that picks the best checkpoint.
+        details: Results by name, kept as JSON.
+        curves: (FAR, TAR) by name, drawn as DET.
+    """
+
+    numbers: Mapping[str, float]
+    details: Mapping[str, Any]
+    curves: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FaceTest:
+    """One test set.
+
+    Args:
+        names: Of the images, N of them; for messages.
+        read: Gives the image of an index, RGB; an object that loader processes can be sent.
+        score: From the raw embeddings [N, D] of the images, in their order.
+    """
+
+    names: Sequence[str]
+    read: Callable[[int], Image.Image]
+    score: Callable[[torch.Tensor], Score]
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images as they lie in a ``.bin`` file."""
+
+    names: Sequence[str]
+    encoded: Sequence[bytes]
+
+    def __call__(self, index: int) -> Image.Image:
+        return read_rgb(self.names[index], io.BytesIO(self.encoded[index]))
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Aligned crops in files."""
+
+    paths: Sequence[str]
+
+    def __call__(self, index: int) -> Image.Image:
+        return read_rgb(self.paths[index])
+
+
+@dataclass(frozen=True)
+class AlignedFiles:
+    """Files that are aligned to 112x112 by their landmarks [N, 5, 2]."""
+
+    paths: Sequence[str]
+    points: Array
+
+    def __call__(self, index: int) -> Image.Image:
+        from qsd_plugin.data.align import norm_crop
+
+        return Image.fromarray(norm_crop(np.asarray(read_rgb(self.paths[index])), self.points[index]))
+
+
+def verification_bin(cfg: Any) -> FaceTest:
+    """``VerificationBin``: every file of ``DATA.VERIFICATION`` by ten-fold verification.
+
+    Raises:
+        ConfigError: No file is named, or two have one name.
+        DataError: A file cannot be read.
+    """
+    paths = [Path(path).expanduser() for path in cfg.DATA.VERIFICATION]
+    if not paths or len({path.stem for path in paths}) < len(paths):
+        raise ConfigError(
+            "DATA.VERIFICATION",
+            value=list(cfg.DATA.VERIFICATION),
+            expected=".bin files of different names",
+            remedy="""Such as: DATA.VERIFICATION "['lfw.bin', 'cfp_fp.bin']".""",
+        )
+    from qsd_plugin.data.verification_bin import load_bin
+
+    encoded: list[bytes] = []
+    names: list[str] = []
+    labels: dict[str, Any] = {}
+    for path in paths:
+        images, labels[path.stem] = load_bin(path)
+        encoded += images
+        names += [f"{path}, image {number}" for number in range(len(images))]
+
+    def score(features: torch.Tensor) -> Score:
+        results, start = {}, 0
+        for name, issame in labels.items():
+            results[name] = verify_pairs(features[start : start + 2 * len(issame)], issame)
+            start += 2 * len(issame)
+        accuracy = {name: 100 * result.accuracy for name, result in results.items()}
+        mean = sum(accuracy.values()) / len(accuracy)
+        curves = {name: (result.fpr, result.tpr) for name, result in results.items()}
+        return Score({**accuracy, "metric": mean}, results, curves)
+
+    return FaceTest(names, EncodedImages(names, encoded), score)
+
+
+def tinyface(cfg: Any) -> FaceTest:
+    """``TinyFace``: closed-set identification among distractors, ranks 1, 5 and 20."""
+    data = read_tinyface(_folder(cfg, "TINYFACE"))
+    first, last = data.num_probe, data.num_probe + data.num_mated
+
+    def score(features: torch.Tensor) -> Score:
+        result = closed_set(
+            features[:first],
+            features[first:last],
+            data.identities[:first],
+            data.identities[first:last],
+            distractors=features[last:],
+            metric=cfg.TEST.METRIC,
+        )
+        rates = {f"Rank-{r}": 100 * rate for r, rate in result.rates.items()}
+        return Score({**rates, "metric": 100 * result.rates[1]}, {"TinyFace": result})
+
+    paths = [str(path) for path in data.paths]
+    return FaceTest(paths, ImageFiles(paths), score)
+
+
+def scface_test(cfg: Any) -> FaceTest:
+    """``SCface``: rank 1 at each of the three distances, mug shots as gallery."""
+    files = image_files(existing_folder(_folder(cfg, "SCFACE"), "DATA.SCFACE"))
+    names = [path.name for path in files]
+    split = scface_split(names)
+    used = sorted([*split.gallery.tolist(), *split.probe.tolist()])
+    kept = [names[index] for index in used]
+
+    def score(features: torch.Tensor) -> Score:
+        results = scface(features, kept)
+        rank_1 = {f"d{d} ({SCFACE_METRES[d]} m)": 100 * result.rates[1] for d, result in results.items()}
+        return Score({**rank_1, "metric": sum(rank_1.values()) / len(rank_1)}, {"SCface": results})
+
+    paths = [str(files[index]) for index in used]
+    return FaceTest(paths, ImageFiles(paths), score)
+
+
+def ijb(cfg: Any) -> FaceTest:
+    """``IJB``: 1:1 verification of IJB-B or IJB-C; crops are aligned to 112x112 by their landmarks."""
+    data = read_ijb(_folder(cfg, "IJB"))
+    options = cfg.TEST.IJB
+
+    def score(features: torch.Tensor) -> Score:
+        # The host's flip test has averaged both embeddings, which pooling to length 1 cannot tell from their sum.
+        result = verify_templates(
+            features,
+            data.templates,
+            data.medias,
+            data.pairs,
+            data.genuine,
+            detector_score=data.detector_score,
+            use_norm=options.NORM,
+            use_detector_score=options.DETECTOR_SCORE,
+            use_flip=False,
+            rule=options.RULE,
+        )
+        switches = f"{result.switches[:-1]}{cfg.TEST.FLIP.ENABLED:d}"
+        tar = {
+            f"TAR@FAR={target:.0e}": 100 * rate
+            for target, rate in zip(result.far_targets.tolist(), result.tar.tolist(), strict=True)
+        }
+        details = {"result": result, "switches": switches}
+        return Score({**tar, "metric": tar["TAR@FAR=1e-04"]}, details, {switches: (result.roc.far, result.roc.tar)})
+
+    paths = [str(path) for path in data.paths]
+    return FaceTest(paths, AlignedFiles(paths, data.points), score)
+
+
+TESTS: dict[str, Callable[[Any], FaceTest]] = {
+    "VerificationBin": verification_bin,
+    "TinyFace": tinyface,
+    "SCface": scface_test,
+    "IJB": ijb,
+}
+
+
+def _folder(cfg: Any, key: str) -> str:
+    if not cfg.DATA[key]:
+        raise ConfigError(f"DATA.{key}", value="", expected="the test set's folder", remedy=f"Add DATA.{key} PATH.")
+    return str(cfg.DATA[key])

@@ -1,0 +1,129 @@
+"""Face protocols by ``DATASETS.TESTS``: the host embeds the images, :mod:`qsd_plugin.evaluation` scores.
+
+``VerificationBin`` (ten-fold verification), ``IJB`` (1:1 templates), ``TinyFace`` (closed-set identification) and
+``SCface`` (the same at three distances), also with ``--eval-only``. ``TEST.FLIP.ENABLED`` adds the embedding of the
+mirror image, as published face results do.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastreid.evaluation import DatasetEvaluator
+from PIL import Image
+from torch.utils.data import Dataset
+
+from qsd_plugin.core.errors import DataError
+from qsd_plugin.core.files import write_atomically
+from qsd_plugin.evaluation.results import to_json
+from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace
+from qsd_plugin.hosts.fastreid.face_tests import TESTS, FaceTest
+from qsd_plugin.report.curve_pictures import draw_det
+
+logger = logging.getLogger("fastreid.qsd_plugin.protocols")
+
+
+class FaceImages(Dataset[dict[str, Any]]):
+    """The images of a :class:`FaceTest` as the host's loader takes them; ``targets`` is the image's index."""
+
+    def __init__(self, test: FaceTest, transform: Callable[[Image.Image], torch.Tensor]) -> None:
+        self._names, self._read = test.names, test.read
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self._transform(self._read(index))
+        return {"images": image, "targets": index, "camids": 0, "img_paths": self._names[index]}
+
+
+class ProtocolEvaluator(DatasetEvaluator):  # type: ignore[misc]
+    """The host's evaluator interface around a :class:`FaceTest`.
+
+    Args:
+        name: Of the test set.
+        test: What is evaluated.
+        folder: ``<name>.json`` with all curves, and ``<name>_det.png`` are written here.
+    """
+
+    def __init__(self, name: str, test: FaceTest, folder: Path) -> None:
+        self._name, self._test, self._folder = name, test, folder
+        self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def reset(self) -> None:
+        """Forget the embeddings of an earlier round."""
+        self._parts = []
+
+    def process(self, inputs: Mapping[str, Any], outputs: torch.Tensor) -> None:
+        """Keep the embeddings [B, D] of a batch."""
+        self._parts.append((inputs["targets"].cpu(), outputs.float().cpu()))
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """The protocol's numbers, in per cent; nothing on ranks other than the first.
+
+        Raises:
+            DataError: An image was not embedded, or the protocol cannot be run on these embeddings.
+        """
+        from fastreid.utils import comm
+
+        parts = self._parts
+        if comm.get_world_size() > 1:
+            comm.synchronize()
+            parts = list(itertools.chain(*comm.gather(parts, dst=0)))
+            if not comm.is_main_process():
+                return OrderedDict()
+        index = torch.cat([part[0] for part in parts])
+        embedded = len(set(index.tolist()))
+        if embedded != len(self._test.names):
+            raise DataError(f"{self._name}: images embedded", value=embedded, expected=f"all {len(self._test.names)}")
+        features = torch.cat([part[1] for part in parts])
+        ordered = features.new_empty(len(self._test.names), features.shape[1])
+        ordered[index] = features  # a sampler that fills up the last batch embeds some images twice
+        score = self._test.score(ordered)
+        write_atomically(self._folder / f"{self._name}.json", json.dumps(to_json(score.details), indent=1).encode())
+        if score.curves:
+            draw_det(score.curves, self._folder / f"{self._name}_det.png")
+        logger.info("%s: curves and all numbers are in %s", self._name, self._folder)
+        return OrderedDict(score.numbers)
+
+
+def build(cfg: Any, name: str, output_dir: str | None = None) -> tuple[Any, ProtocolEvaluator]:
+    """The host's test loader over a face test set, and its evaluator.
+
+    Args:
+        cfg: The host's config.
+        name: One of :data:`TESTS`.
+        output_dir: For JSON and pictures; default: ``evaluation`` in ``OUTPUT_DIR``.
+    """
+    from fastreid.data import build as host_data
+
+    test = TESTS[name](cfg)
+    transforms = host_data.build_transforms(cfg, is_train=False)
+    loader, _ = host_data.build_reid_test_loader(cfg, test_set=FaceImages(test, transforms), transforms=transforms)
+    flip = "with" if cfg.TEST.FLIP.ENABLED else "without"
+    logger.info("%s: %d images, %s mirror images (TEST.FLIP.ENABLED)", name, len(test.names), flip)
+    return loader, ProtocolEvaluator(name, test, Path(output_dir or Path(cfg.OUTPUT_DIR, "evaluation")))
+
+
+def install() -> Undo:
+    """Let every ``DefaultTrainer`` evaluate the names of :data:`TESTS`."""
+    from fastreid.engine.defaults import DefaultTrainer
+
+    host_build = DefaultTrainer.build_evaluator.__func__
+
+    @functools.wraps(host_build)
+    def build_evaluator(cls: Any, cfg: Any, dataset_name: str, output_dir: str | None = None) -> Any:
+        if dataset_name in TESTS:
+            return build(cfg, dataset_name, output_dir)
+        return host_build(cls, cfg, dataset_name, output_dir)
+
+    return replace(DefaultTrainer, "build_evaluator", classmethod(build_evaluator))

@@ -51,7 +51,8 @@ def require_size(images: Tensor, input_size: tuple[int, int]) -> None:
         ConfigError: Other height or width.
     """
     # While a graph is traced for export sizes are tensors, and comparing them would only cause a warning.
-    if not torch.jit.is_tracing() and tuple(images.shape[-2:]) != input_size:
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if not tracing and tuple(images.shape[-2:]) != input_size:
         raise ConfigError(
             "Images of a face network",
             value=tuple(images.shape),

@@ -51,8 +51,8 @@ class IBasicBlock(nn.Module):
         """[B, in_channels, H, W] to [B, channels, H / stride, W / stride]."""
         out = self.prelu(self.bn2(self.conv1(self.bn1(x))))
         out = self.bn3(self.conv2(out))
-        shortcut: Tensor = x if self.downsample is None else self.downsample(x)
-        return shortcut + out
+        total: Tensor = out + (x if self.downsample is None else self.downsample(x))
+        return total
 
 
 class IResNet(nn.Module):

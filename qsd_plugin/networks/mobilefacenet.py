@@ -41,7 +41,7 @@ class ConvBlock(nn.Module):
 
 
 class DepthWise(nn.Module):
-    """Inverted residual: 1x1 to ``expanded`` channels, depthwise 3x3, linear 1x1; the shortcut only with ``residual``."""
+    """Inverted block: 1x1 to ``expanded`` channels, depthwise 3x3, linear 1x1; a shortcut with ``residual`` only."""
 
     def __init__(
         self, in_channels: int, channels: int, expanded: int, *, stride: int = 1, residual: bool = False
@@ -149,7 +149,7 @@ class MobileFaceNet(nn.Module):
         for layer in self.layers:
             x = layer(x)
         with torch.autocast(x.device.type, enabled=False):
-            embedding: Tensor = self.features(self.conv_sep(x.to(self.conv_sep.layers[0].weight.dtype)))
+            embedding: Tensor = self.features(self.conv_sep(x.to(next(self.conv_sep.parameters()).dtype)))
         return embedding
 
 
@@ -160,9 +160,7 @@ def mobilefacenet(embedding_dim: int = 512, *, width: float = 1.0, input_size: I
 
 def mobilefacenet_large(embedding_dim: int = 512, *, width: float = 1.0, input_size: InputSize = 112) -> MobileFaceNet:
     """arcface_torch's ``mbf_large``: 6.31 M parameters. Arguments as for :class:`MobileFaceNet`."""
-    return MobileFaceNet(
-        blocks=(2, 8, 12, 4), scale=4, embedding_dim=embedding_dim, width=width, input_size=input_size
-    )
+    return MobileFaceNet(blocks=(2, 8, 12, 4), scale=4, embedding_dim=embedding_dim, width=width, input_size=input_size)
 
 
 def initialise(network: nn.Module) -> None:

@@ -56,7 +56,7 @@ class MobileFaceNetQUD(nn.Module):
         x = self.conv_4(self.conv_34(x))
         x = self.conv_5(self.conv_45(x))
         with torch.autocast(x.device.type, enabled=False):
-            embedding: Tensor = self.output_layer(self.conv_6_sep(x.to(self.output_layer.linear.weight.dtype)))
+            embedding: Tensor = self.output_layer(self.conv_6_sep(x.to(next(self.conv_6_sep.parameters()).dtype)))
         return embedding
 
 

@@ -161,6 +161,16 @@ def test_images_of_another_size_are_refused(build: Callable[..., Any]) -> None:
         network(torch.zeros(2, 3, 48, 32))
 
 
+@pytest.mark.parametrize("build", SMALL)
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_a_traced_network_takes_batches_of_any_size(build: Callable[..., Any]) -> None:
+    """What exporters rely on; comparing sizes in a trace would warn."""
+    network = build(8, width=1 / 16, input_size=32).eval()
+    traced = torch.jit.trace(network, torch.zeros(1, 3, 32, 32), check_trace=False)
+    images = torch.randn(3, 3, 32, 32, generator=torch_stream(6))
+    torch.testing.assert_close(traced(images), network(images))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -14,6 +14,7 @@ from qsd_plugin.methods.qsd import level_weights, preset
 def registered_names() -> dict[str, dict[str, bool]]:
     """Registered names by the config key that takes them; ``True`` where the plugin registered the name."""
     from fastreid.data.datasets import DATASET_REGISTRY
+    from fastreid.layers import any_softmax
     from fastreid.modeling.backbones.build import BACKBONE_REGISTRY
     from fastreid.modeling.heads.build import REID_HEADS_REGISTRY
     from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
@@ -32,7 +33,9 @@ def registered_names() -> dict[str, dict[str, bool]]:
         for key, registry in host.items()
     }
     samplers = {name: name in SAMPLERS for name in sorted({*HOST_SAMPLERS, *SAMPLERS})}
+    layers = {name: _module(getattr(any_softmax, name)).startswith("qsd_plugin") for name in any_softmax.__all__}
     return names | {
+        "MODEL.HEADS.CLS_LAYER": layers,
         "DATALOADER.SAMPLER_TRAIN": samplers,
         "QUALITY.SOURCE": dict.fromkeys(QUALITY_SOURCES, True),
     }

@@ -90,11 +90,12 @@ def check_margins(m1: float, m2: float, m3: float, scale: float, gradient: str) 
     Raises:
         ConfigError: Names the one that is impossible.
     """
-    for name, value, fits in (("m1", m1, m1 > 0), ("m2", m2, m2 >= 0), ("m3", m3, m3 >= 0), ("scale", scale, scale > 0)):
-        if not fits:
-            raise ConfigError(
-                f"Margin softmax {name}", value=value, expected="> 0" if name in ("m1", "scale") else ">= 0"
-            )
+    for name, value in (("m1", m1), ("scale", scale)):
+        if not value > 0:
+            raise ConfigError(f"Margin softmax {name}", value=value, expected="> 0")
+    for name, value in (("m2", m2), ("m3", m3)):
+        if not value >= 0:
+            raise ConfigError(f"Margin softmax {name}", value=value, expected=">= 0")
     if gradient not in GRADIENTS:
         raise ConfigError("Gradient of the margin", value=gradient, remedy=did_you_mean(gradient, GRADIENTS))
 

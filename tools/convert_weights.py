@@ -4,10 +4,11 @@
     python tools/convert_weights.py --from agw --config-file configs/Base-QSD-original.yml --weights FILE \\
         --output agw.pth [--check-accuracy 5] [KEY VALUE ...]
 
---from names where the file comes from: agw, qsd (the methods' authors) or fastreid-zoo. The config names the network
-it is for. Nothing in the file is run: of a pickled module the tensors are kept, and nothing else. What fits and what
-does not is printed. With the training set at hand the classifier can be checked (--check-accuracy) and its classes
-brought into fast-reid's order (--match-classes); a run on other identities does without it (--drop-classifier).
+--from names where the file comes from: agw, qsd (the methods' authors), fastreid-zoo, arcface (backbones of
+InsightFace's arcface_torch) or qud (QUD's teachers and students). The config names the network it is for; a backbone
+must be filled exactly. Nothing in the file is run: of a pickled module the tensors are kept, and nothing else. What
+fits and what does not is printed. With the training set at hand a classifier can be checked (--check-accuracy) and its
+classes brought into fast-reid's order (--match-classes); a run on other identities does without (--drop-classifier).
 """
 
 from __future__ import annotations

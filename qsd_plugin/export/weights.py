@@ -5,6 +5,10 @@ Sources:
         have the same parts: ``base.*``, ``global_pool.p``, ``bottleneck.*``, ``classifier.weight``. Often the whole
         module is pickled. They need the backbone ``build_agw_backbone``.
     ``fastreid-zoo``: fast-reid's own model zoo, whose head had other names before version 1.3.
+    ``arcface``: backbones of InsightFace's arcface_torch, IResNet (``build_iresnet_backbone``) and MobileFaceNet
+        (``build_mobilefacenet_backbone``), as a bare state dict or in its training checkpoints.
+    ``qud``: backbones of QUD's teachers and students: IResNets, named as arcface_torch's, and a MobileFaceNet of its
+        own. Its ``transface-b`` and ``shufflemixfacenet`` are not built here and thus not converted.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from torch import Tensor
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError, did_you_mean
 from qsd_plugin.core.inert_pickle import Inert, StoredTensor, read_inert
+from qsd_plugin.export.face_weights import describe_network, is_arcface, is_qud
 
 #: fast-reid's name of the classifier, [num_classes, D].
 CLASSIFIER = "heads.weight"
@@ -30,7 +35,12 @@ CLASSIFIER = "heads.weight"
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
-_WRAPPERS = ("model", "state_dict", "net", "network")
+#: What face networks subtract and divide by: pixel values end up in -1 to 1.
+FACE_PIXELS = (127.5, 127.5, 127.5)
+
+_BACKBONE = "backbone."
+
+_WRAPPERS = ("model", "state_dict", "net", "network", "state_dict_backbone")
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Converted:
         pixel_mean: What the network subtracts, RGB, pixel values 0 to 255; ``None`` where the file does not say.
         pixel_std: What it divides by.
         notes: What else a user must know to get the published results.
+        network: Values of ``MODEL.BACKBONE`` that build the network, for files of a whole backbone, which must be
+            filled exactly (:func:`require_complete`); empty for others.
     """
 
     weights: dict[str, Tensor]
@@ -63,6 +75,7 @@ class Converted:
     pixel_mean: tuple[float, ...] | None
     pixel_std: tuple[float, ...] | None
     notes: tuple[str, ...]
+    network: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,6 +174,43 @@ def fit(weights: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Fit:
     return result
 
 
+def require_complete(result: Fit, title: str, network: str) -> None:
+    """Refuse weights that do not fill a backbone exactly; old files may lack the counters of batch norms.
+
+    Args:
+        result: How the converted weights fit; names outside the backbone may be missing.
+        title: What the weights are to the user.
+        network: What they are weights of, from :class:`Converted`.
+
+    Raises:
+        CheckpointError: Something is missing, left over or of another shape.
+    """
+    missing = [
+        name for name in result.missing if name.startswith(_BACKBONE) and not name.endswith("num_batches_tracked")
+    ]
+    kinds = {"missing": missing, "unexpected": result.unexpected, "of another shape": list(result.reshaped)}
+    wrong = [f"{len(names)} {kind} (first {names[0]})" for kind, names in kinds.items() if names]
+    if wrong:
+        raise CheckpointError(
+            f"{title} does not fill the backbone",
+            value=f"{len(result.matched)} matched, {', '.join(wrong)}",
+            expected="every entry of one in the other, with the same shape",
+            remedy=f"It holds MODEL.BACKBONE {network}; INPUT.SIZE_TRAIN and SIZE_TEST must be as it was trained.",
+        )
+
+
+def _from_faces(weights: Mapping[str, Tensor]) -> Converted:
+    renamed = {f"{_BACKBONE}{name}": tensor for name, tensor in weights.items()}
+    sources = {f"{_BACKBONE}{name}": name for name in weights}
+    network = describe_network(weights)
+    notes = (
+        f"MODEL.BACKBONE {network}.",
+        "Colour order: RGB. The network expects aligned faces, mostly of 112 x 112 pixels.",
+        "A backbone without a classifier: identities are learnt anew.",
+    )
+    return Converted(renamed, sources, FACE_PIXELS, FACE_PIXELS, notes, network)
+
+
 def _from_agw(weights: Mapping[str, Tensor]) -> Converted:
     renamed = _rename(weights, _AGW_NAMES)
     notes = [
@@ -216,6 +266,8 @@ SOURCES: Mapping[str, Callable[[Mapping[str, Tensor]], Converted]] = {
     "agw": _from_agw,
     "qsd": _from_agw,
     "fastreid-zoo": _from_zoo,
+    "arcface": _from_faces,
+    "qud": _from_faces,
 }
 
 
@@ -227,11 +279,13 @@ def _is_zoo(weights: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("backbone.") for name in weights) and any(name.startswith("heads.") for name in weights)
 
 
-_SIGNATURES = {"agw": _is_agw, "qsd": _is_agw, "fastreid-zoo": _is_zoo}
+_SIGNATURES = {"agw": _is_agw, "qsd": _is_agw, "fastreid-zoo": _is_zoo, "arcface": is_arcface, "qud": is_qud}
 _EXAMPLES = {
     "agw": "base.conv1.weight and bottleneck.weight",
     "qsd": "base.conv1.weight and bottleneck.weight",
     "fastreid-zoo": "backbone.conv1.weight and heads.bottleneck.0.weight",
+    "arcface": "layer1.0.prelu.weight or conv_sep.layers.0.weight",
+    "qud": "layer1.0.prelu.weight or conv_6_sep.conv.weight",
 }
 
 

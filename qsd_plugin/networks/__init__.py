@@ -1,7 +1,23 @@
 """Network parts that are not tied to a method or a host."""
 
 from qsd_plugin.networks.ema import ema_update
+from qsd_plugin.networks.iresnet import iresnet18, iresnet34, iresnet50, iresnet100, iresnet200
+from qsd_plugin.networks.mobilefacenet import mobilefacenet, mobilefacenet_large
+from qsd_plugin.networks.mobilefacenet_qud import mobilefacenet_qud
 from qsd_plugin.networks.quality_regressor import quality_regressor
 from qsd_plugin.networks.taps import TapRecorder, tokens_to_map
 
-__all__ = ["TapRecorder", "ema_update", "quality_regressor", "tokens_to_map"]
+__all__ = [
+    "TapRecorder",
+    "ema_update",
+    "iresnet18",
+    "iresnet34",
+    "iresnet50",
+    "iresnet100",
+    "iresnet200",
+    "mobilefacenet",
+    "mobilefacenet_large",
+    "mobilefacenet_qud",
+    "quality_regressor",
+    "tokens_to_map",
+]

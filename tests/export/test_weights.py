@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError
-from qsd_plugin.export.weights import IMAGENET_MEAN, IMAGENET_STD, convert, fit
+from qsd_plugin.export.weights import FACE_PIXELS, IMAGENET_MEAN, IMAGENET_STD, convert, fit, require_complete
+from qsd_plugin.networks import iresnet18, iresnet100, mobilefacenet, mobilefacenet_large, mobilefacenet_qud
 
 AGW = {
     "base.conv1.weight": torch.zeros(2, 3, 7, 7),
@@ -102,6 +105,18 @@ def test_trained_exponent_is_told() -> None:
     ("weights", "source", "message"),
     [
         (ZOO, "agw", r"x\.pth are not from agw: got \['backbone.*names such as base\.conv1.*pass --from fastreid-zoo"),
+        (
+            AGW,
+            "arcface",
+            r"are not from arcface: .*names such as layer1\.0\.prelu\.weight or conv_sep.*pass --from agw",
+        ),
+        (mobilefacenet(8, width=1 / 64).state_dict(), "qud", r"like arcface: pass --from arcface\."),
+        (
+            mobilefacenet_qud(8, width=1 / 64).state_dict(),
+            "arcface",
+            r"are not from arcface: .*like qud: pass --from qud\.",
+        ),
+        (iresnet18(8, width=1 / 64).state_dict(), "agw", r"They look like arcface or qud: pass --from arcface\."),
         (AGW, "fastreid-zoo", r"are not from fastreid-zoo: got \['base.*They look like agw or qsd: pass --from agw\."),
         ({"fc.weight": torch.zeros(1)}, "qsd", r"got \['fc\.weight'\].*They look like none of the known sources\."),
     ],
@@ -109,6 +124,50 @@ def test_trained_exponent_is_told() -> None:
 def test_wrong_source_is_refused(weights: dict[str, Tensor], source: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         convert(weights, source, title="x.pth")
+
+
+@pytest.mark.parametrize(
+    ("build", "sources", "network"),
+    [
+        (iresnet18, ("arcface", "qud"), "NAME build_iresnet_backbone DEPTH 18x WIDTH 0.5 FEAT_DIM 8"),
+        (iresnet100, ("arcface", "qud"), "NAME build_iresnet_backbone DEPTH 100x WIDTH 0.5 FEAT_DIM 8"),
+        (mobilefacenet, ("arcface",), "NAME build_mobilefacenet_backbone DEPTH mbf WIDTH 0.5 FEAT_DIM 8"),
+        (mobilefacenet_large, ("arcface",), "NAME build_mobilefacenet_backbone DEPTH mbf_large WIDTH 0.5 FEAT_DIM 8"),
+        (mobilefacenet_qud, ("qud",), "NAME build_mobilefacenet_backbone DEPTH qud WIDTH 0.5 FEAT_DIM 8"),
+    ],
+)
+def test_faces_are_prefixed_and_described(
+    build: Callable[..., nn.Module], sources: tuple[str, ...], network: str
+) -> None:
+    with torch.device("meta"):
+        weights = build(8, width=0.5).state_dict()
+    for source in sources:
+        converted = convert(weights, source)
+        assert converted.sources == {f"backbone.{name}": name for name in weights}
+        assert all(converted.weights[new] is weights[old] for new, old in converted.sources.items())
+        assert converted.network == network
+        assert (converted.pixel_mean, converted.pixel_std) == (FACE_PIXELS, FACE_PIXELS)
+
+
+def test_a_network_that_nobody_published_is_described_by_its_blocks() -> None:
+    weights = {name: value for name, value in iresnet18(8, width=1 / 64).state_dict().items() if "layer3.1" not in name}
+    assert "DEPTH of blocks (2, 2, 1, 2) WIDTH 0.015625" in convert(weights, "arcface").network
+
+
+def test_backbones_are_filled_exactly() -> None:
+    model = {
+        "backbone.a": torch.zeros(2),
+        "backbone.b.num_batches_tracked": torch.tensor(0),
+        "heads.weight": torch.ones(1),
+    }
+    require_complete(fit({"backbone.a": torch.ones(2)}, model), "x.pt", "NAME n")
+    for weights, message in (
+        ({}, r"x\.pt does not fill the backbone: got '0 matched, 1 missing \(first backbone\.a\)'.*BACKBONE NAME n;"),
+        ({"backbone.a": torch.ones(2), "backbone.c": torch.ones(1)}, r"1 matched, 1 unexpected \(first backbone\.c\)"),
+        ({"backbone.a": torch.ones(3)}, r"0 matched, 1 of another shape \(first backbone\.a\)"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            require_complete(fit(weights, model), "x.pt", "NAME n")
 
 
 def test_misspelt_source_is_named() -> None:

@@ -19,6 +19,7 @@ def add_all_config(cfg: Any) -> None:
         add_sampler_config,
         add_qsd_config,
         add_recipe_config,
+        add_face_config,
     ):
         add(cfg)
 
@@ -182,3 +183,15 @@ def add_recipe_config(cfg: Any) -> None:
     node.BASELINE.STEPS = [29, 59]
     # Warm-up in iterations, as SOLVER.WARMUP_ITERS. >= 0.
     node.BASELINE.WARMUP_ITERS = 2000
+
+
+def add_face_config(cfg: Any) -> None:
+    """Keys of the face backbones and of the margins that have three numbers."""
+    if "WIDTH" in cfg.MODEL.BACKBONE:
+        return
+    # build_iresnet_backbone and build_mobilefacenet_backbone: factor on all channels but those of the embedding
+    # (FEAT_DIM). 1.0: the published network. Above 0, up to 8.
+    cfg.MODEL.BACKBONE.WIDTH = 1.0
+    # CLS_LAYER CombinedMarginStraightThrough and CombinedMarginExact: m1 (factor on the angle, > 0), m2 (added to it,
+    # radians, >= 0) and m3 (taken from the cosine, >= 0) of ArcFace's Equation 4. The others read MARGIN.
+    cfg.MODEL.HEADS.COMBINED_MARGIN = [1.0, 0.3, 0.2]

@@ -14,7 +14,7 @@ from torch import nn
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError
 from qsd_plugin.core.streams import numpy_stream
-from qsd_plugin.export.weights import CLASSIFIER, Converted, Fit, convert, fit, read_weights
+from qsd_plugin.export.weights import CLASSIFIER, Converted, Fit, convert, fit, read_weights, require_complete
 from qsd_plugin.hosts.fastreid.compat.checkpoints import require_same_architecture
 from qsd_plugin.hosts.fastreid.datasets import Item, training_set
 from qsd_plugin.hosts.fastreid.extract import embed
@@ -80,8 +80,11 @@ def convert_for(cfg: Any, path: Path, source: str, *, keep_classifier: bool = Tr
     cfg.MODEL.HEADS.NUM_CLASSES = len(converted.weights.get(CLASSIFIER, ()))
     model: nn.Module = build_model(cfg)
     own = model.state_dict()
-    require_same_architecture(str(path), converted.weights, own)
     result = fit(converted.weights, own)
+    if converted.network:
+        require_complete(result, str(path), converted.network)
+    else:
+        require_same_architecture(str(path), converted.weights, own)
     model.load_state_dict({name: converted.weights[name] for name in result.matched}, strict=False)
     return Conversion(converted, result, model.eval(), file.not_run)
 

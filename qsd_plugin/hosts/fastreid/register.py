@@ -13,7 +13,9 @@ from qsd_plugin.hosts.fastreid import (
     baseline_losses,
     config,
     datasets,
+    face_backbones,
     loaders,
+    margins,
     protocols,
     refresh,
     safety,
@@ -42,6 +44,8 @@ def register_all() -> None:
     baseline_losses.extend_baseline(Baseline)
     META_ARCH_REGISTRY.register(ComposedArchitecture("QSD", QSDMixin))
     backbones.register_backbones()
+    face_backbones.register_face_backbones()
+    margins.register_margins()
     datasets.register_datasets()
     loaders.install()
     safety.install()

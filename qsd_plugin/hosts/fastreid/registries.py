@@ -13,6 +13,8 @@ from qsd_plugin.methods.qsd import level_weights, preset
 
 def registered_names() -> dict[str, dict[str, bool]]:
     """Registered names by the config key that takes them; ``True`` where the plugin registered the name."""
+    from fastreid.layers import any_softmax
+
     from qsd_plugin.hosts.fastreid.samplers import HOST_SAMPLERS, SAMPLERS
     from qsd_plugin.quality.sources import QUALITY_SOURCES
 
@@ -21,6 +23,7 @@ def registered_names() -> dict[str, dict[str, bool]]:
         for key, entries in host_registries().items()
     }
     return names | {
+        "MODEL.HEADS.CLS_LAYER": {name: is_plugins(getattr(any_softmax, name)) for name in any_softmax.__all__},
         "DATALOADER.SAMPLER_TRAIN": {name: name in SAMPLERS for name in sorted({*HOST_SAMPLERS, *SAMPLERS})},
         "QUALITY.SOURCE": dict.fromkeys(QUALITY_SOURCES, True),
     }

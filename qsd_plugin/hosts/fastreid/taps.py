@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from qsd_plugin.core.errors import ConfigError
+from qsd_plugin.networks.iresnet import IResNet
+from qsd_plugin.networks.mobilefacenet import MobileFaceNet
+from qsd_plugin.networks.mobilefacenet_qud import MobileFaceNetQUD
 from qsd_plugin.networks.taps import tokens_to_map
 
 Role = Literal["map", "vector", "logits"]
@@ -55,7 +58,9 @@ def default_taps(model: nn.Module) -> list[Tap]:
     """The default levels of a built host model: three feature maps, the embedding and the margin-free logits.
 
     For the residual networks these are the levels of Ou et al. (Section 3.2 of our specification): the outputs of
-    stages 2, 3 and 4 after their non-local blocks, the output of the BN neck and the logits.
+    stages 2, 3 and 4 after their non-local blocks, the output of the BN neck and the logits. For the face networks,
+    where nothing was published, they are the maps of all four resolutions and the embedding: logits with a margin
+    depend on the label (Section 3.3).
 
     Raises:
         ConfigError: The backbone belongs to no known family.
@@ -65,6 +70,9 @@ def default_taps(model: nn.Module) -> list[Tap]:
         maps = ["backbone", "b1", "b2", "b3"]
         return [*(Tap(name, "map") for name in maps), *_head_taps(head)]
     backbone: Any = model.backbone
+    stages = _face_stages(backbone)
+    if stages:
+        return [*(Tap(f"backbone.{name}", "map") for name in stages), Tap(f"{head}.bottleneck", "vector")]
     for recognise in (_residual_stages, _omni_scale_stages, _inverted_residual_stages, _transformer_stages):
         names = recognise(backbone)
         if names:
@@ -106,6 +114,15 @@ def _role_by_name(name: str) -> Role:
 
 def _head_taps(head: str) -> list[Tap]:
     return [Tap(f"{head}.bottleneck", "vector"), Tap(f"{head}:pred_class_logits", "logits")]
+
+
+def _face_stages(backbone: Any) -> list[str]:
+    """The last map of each resolution; of the smallest the one that the embedding is computed from."""
+    if isinstance(backbone, IResNet):
+        return ["layer1", "layer2", "layer3", "layer4"]
+    if isinstance(backbone, MobileFaceNet):
+        return ["layers.1", "layers.3", "layers.5", "conv_sep"]
+    return ["conv2_dw", "conv_3", "conv_4", "conv_6_sep"] if isinstance(backbone, MobileFaceNetQUD) else []
 
 
 def _residual_stages(backbone: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -258,8 +259,6 @@ def test_closed_forms_are_what_random_negatives_do(temperature: float) -> None:
     ],
 )
 def test_the_note_names_the_cosine_and_a_better_temperature(arguments: Any, message: str) -> None:
-    import re
-
     assert re.search(message, temperature_note(*arguments))
 
 

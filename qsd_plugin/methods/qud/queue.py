@@ -32,7 +32,7 @@ class FeatureQueue(nn.Module):
     Across ranks: gathers. Every rank must enqueue in every step, if only an empty batch.
 
     Args:
-        size: n >= 1; at least the rows of all ranks in one step, and no multiple of them.
+        size: n >= 1; at least the rows of all ranks in one step; it need not be a multiple of them.
         dim: D >= 1.
         seed: Of the random start, >= 0; the same on every rank.
         initial: Start from these [n, D] instead, normalised here; the same on every rank.

@@ -45,6 +45,31 @@ def _all_reduce(tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> tor
     return reduced
 
 
+def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks one below the other, in the order of the ranks, detached; every rank gets the same.
+
+    Args:
+        tensor: [B_r, ...]; the number of rows may differ between ranks and be 0, the rest of the shape, the dtype and
+            the kind of device may not. The numbers of rows are exchanged first, for which the host waits for the
+            device.
+
+    Returns:
+        [sum of B_r, ...]; in a single process ``tensor`` itself, detached.
+    """
+    own = tensor.detach()
+    if not initialised():
+        return own
+    counts = [torch.zeros(1, dtype=torch.int64, device=own.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.full_like(counts[0], len(own)))
+    sizes = [int(count) for count in counts]
+    # Collectives want equal shapes: every rank fills up to the longest part.
+    padded = own.new_zeros(max(sizes), *own.shape[1:])
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
 def on_main(function: Callable[[], T]) -> T:
     """Run ``function`` on rank 0 only and return its result (any picklable object) on every rank; also a barrier.
 

@@ -157,6 +157,7 @@ def add_qsd_config(cfg: Any) -> None:
 
     # Teach with an exponential moving average of the network instead of the network itself.
     node.EMA = type(cfg)()
+    # False (official) | True. Its tensors lie in the checkpoint under qsd_teacher.
     node.EMA.ENABLED = False
     # Share of the average that is kept at each step. 0 to 1; 0: the network as it is, in eval mode.
     node.EMA.MOMENTUM = 0.999

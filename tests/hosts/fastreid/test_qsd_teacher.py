@@ -87,16 +87,17 @@ def test_average_follows_at_the_start_of_a_training_step_only(tmp_path: Path) ->
 
 
 def test_average_stays_in_eval_mode_and_starts_as_the_student(tmp_path: Path) -> None:
-    cfg = qsd_cfg(tmp_path, **EMA)
-    model, without = build(cfg), build(qsd_cfg(tmp_path))
+    model = build(qsd_cfg(tmp_path, **EMA))
+    next_draw = torch.rand(3)
+    without = build(qsd_cfg(tmp_path))
+    assert torch.equal(torch.rand(3), next_draw)  # building it draws no random number of the run
     assert list(model.state_dict()) == [
         *without.state_dict(),
         *(f"qsd_teacher.{name}" for name in without.state_dict()),
     ]
     for name, value in without.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name  # building it draws no random number of the run
+        assert torch.equal(model.state_dict()[name], value), name
         assert torch.equal(model.qsd_teacher.state_dict()[name], value), name
-    assert torch.equal(torch.rand(3), build(qsd_cfg(tmp_path)) and torch.rand(3))
     step(model, batch())["loss_qsd"].backward()
     assert not any(module.training for module in model.train().qsd_teacher.modules())
     assert all(parameter.grad is None for parameter in model.qsd_teacher.parameters())

@@ -209,8 +209,8 @@ class QSDMixin(nn.Module):
 
     def _erased(self, batch: Batch, prefix: str, teaches: torch.Tensor | None) -> torch.Tensor:
         """Images with their boxes filled, except those that teach; all of them if another network does."""
-        spared = None if self._qsd_average is not None or teaches is None else ~teaches
-        return erase(batch[f"{prefix}images"], batch[f"{prefix}erase_boxes"], self._qsd_erased, spared)
+        students = None if self._qsd_average is not None or teaches is None else ~teaches
+        return erase(batch[f"{prefix}images"], batch[f"{prefix}erase_boxes"], self._qsd_erased, students)
 
     def _averaged_levels(self, batch: Batch) -> Levels | None:
         """What the moving average makes of the images, without erasing if that was left to the training step."""

@@ -145,6 +145,7 @@ def make_cross_fitted(cfg: Any, arguments: argparse.Namespace, items: Any, outpu
     if arguments.folds < 2:
         raise ConfigError("--folds", value=arguments.folds, expected="2 or more")
     cfg.QUALITY.FOLDS = arguments.folds
+    cfg.QUALITY.FILES = ()  # labels that exist already are not looked at
     stages = recipes.fold_stages(cfg, output, arguments, items)
     run_recipe(stages, output, announce=lambda line: print(f"[qsd_plugin] {line}", flush=True))
     checkpoints = [output / stage.name / "model_final.pth" for stage in stages]

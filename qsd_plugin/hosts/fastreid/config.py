@@ -71,7 +71,8 @@ def add_quality_config(cfg: Any) -> None:
     node.NETWORK_WEIGHTS = ""
     # Label files, aligned with DATASETS.NAMES. Empty: OUTPUT_DIR/labels/<data set>.npz, where the recipe writes them.
     node.FILES = ()
-    # none | minmax | rank: scale to [0, 100] within each data set (scores are not comparable across data sets).
+    # none | minmax | rank: scale to [0, 100] within each data set (scores are not comparable across data sets). On the
+    # rank scale the spread of a label is unknown.
     node.SCALE = "minmax"
     # Scientific controls. none | shuffle (labels permuted among images) | random_direction (a coin decides who
     # teaches) | reverse (the worse image teaches).

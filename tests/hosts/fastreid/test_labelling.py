@@ -315,6 +315,7 @@ def test_norm_labels_are_the_norms_before_the_neck(tmp_path: Path) -> None:
     cfg = small_cfg(tmp_path, **{"MODEL.META_ARCHITECTURE": "Baseline", "QUALITY.METHOD": "norm"})
     torch.manual_seed(0)
     model = build_model(cfg).eval()
+    model.heads.bottleneck[0].running_var.fill_(9.0)  # a neck that changes the norm
     items = items_of(cfg)[:5]
     labels = labelling.label_with(cfg, model, "Market1501", items, extractor="x")
     images = [extract.embed(cfg, model, [item], tap="heads.pool_layer") for item in items]

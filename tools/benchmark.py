@@ -20,6 +20,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from qsd_plugin.core.errors import HostError
 from qsd_plugin.core.files import write_atomically
 
 IMPORT_LIMIT_S = 0.2
@@ -73,8 +74,10 @@ def ranking(options: argparse.Namespace) -> dict[str, Any]:
 def qsd_step(options: argparse.Namespace) -> dict[str, Any]:
     """A training step with QSD beside the host's own, with every kind of pairing."""
     _set_threads(options.threads)
-    from qsd_plugin.hosts.fastreid.benchmarks import qsd_step as suite
-
+    try:
+        from qsd_plugin.hosts.fastreid.benchmarks import qsd_step as suite
+    except HostError as error:
+        return {"items": {"QSD step": {"skipped": str(error)}}}
     return suite.run(pairs=options.pairs)
 
 

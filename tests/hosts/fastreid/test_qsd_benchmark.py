@@ -62,7 +62,8 @@ def test_items_name_size_and_pairing_and_carry_their_limit(monkeypatch: pytest.M
 
     monkeypatch.setattr(qsd_step, "paired_ratio", ratio)
     monkeypatch.setattr(qsd_step, "WARM_UP", 0)
-    items = qsd_step.run([TINY], pairs=7)["items"]
+    items = qsd_step.run([TINY, qsd_step.Size(50, 64, 256, 128, "cuda")], pairs=7)["items"]
+    assert items.pop("QSD step, R50 256x128 B=64 cuda") == {"skipped": "not shown, no GPU"}
     assert {name: item.get("limit") for name, item in items.items()} == {
         "QSD step, R18 32x16 B=8 cpu, in batch": 1.03,
         "QSD step, R18 32x16 B=8 cpu, partner, separate forward": 1.05,

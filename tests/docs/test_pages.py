@@ -69,6 +69,15 @@ def test_no_placeholder_is_left() -> None:
         assert not re.search(r"@[A-Z_]+@", page.read_text(encoding="utf-8")), page
 
 
+def test_study_on_the_pages_comes_from_the_stored_comparison() -> None:
+    from qsd_plugin.report.comparison import as_markdown
+
+    summary = json.loads((ROOT / "projects/QSD/results/real_study.json").read_text())
+    page = as_markdown(summary).partition("\n\n")[2].strip()
+    assert page in (ROOT / "projects/QSD/README.md").read_text(encoding="utf-8")
+    assert page.split("\n\n")[1] in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_result_tables_come_from_the_stored_results() -> None:
     from qsd_plugin.hosts.fastreid.report import as_table
 

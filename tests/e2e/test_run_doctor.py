@@ -55,6 +55,7 @@ def healthy(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "healthy"
     with pytest.MonkeyPatch.context() as patch:
         train(train_net_command("QSD/market.yml", output, **RECIPE), data, patch)
+    edit_report(output, {"baseline": 90.0, "control": 91.0, "qsd": 91.5})  # six test identities leave it to chance
     return output
 
 
@@ -280,7 +281,7 @@ def test_7_all_pairs_tied(broken: Path) -> None:
     found = problems(diagnose_run(broken))
     assert set(found) == {("qsd", "pairs"), ("qsd", "loss")}
     text = found["qsd", "pairs"]
-    assert "Hardly a pair teaches: 0% of 24 pairs a step (dropped_high 0%, dropped_low 0%, ties 100%" in text
+    assert "Hardly a pair teaches: 0% of 24 pairs a step (dropped_high 0%, dropped_low 0%, dropped_unsure 0%, ties 100%" in text
     assert "(limit: 50%). Both images have the same label" in text
     assert "Steps have no pair at all: 100.0% (limit: 1%)" in text
     assert "QSD's term is zero, so this stage trained without it: 0.0% of the total loss" in found["qsd", "loss"]
@@ -487,7 +488,7 @@ def test_12_fine_tuning_that_lost_the_classifier(broken: Path) -> None:
 
 
 def test_13_stage_cut_off_before_the_last_one(broken: Path) -> None:
-    for name in ("qsd", "report"):
+    for name in ("qsd", "report", "deploy"):
         shutil.rmtree(broken / name)
     control = broken / "control"
     marker = json.loads((control / "stage.json").read_text()) | {"finished": False}

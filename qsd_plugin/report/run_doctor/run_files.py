@@ -57,7 +57,9 @@ class StageFolder:
 
     @property
     def is_training(self) -> bool:
-        """Whether the host trained here, or began to."""
+        """Whether the host trained here, or began to; ``deploy/`` holds a config too, beside its contract."""
+        if (self.path / "contract.json").is_file():
+            return False
         return (self.path / "config.yaml").is_file() or bool(self.checkpoints)
 
     @cached_property

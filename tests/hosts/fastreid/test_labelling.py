@@ -120,10 +120,10 @@ def test_folds_that_would_fail_after_hours_fail_at_once(tmp_path: Path, override
 def test_recipe_trains_the_folds_before_the_labels_and_notices_changes(tmp_path: Path) -> None:
     options = {"RECIPE.NAME": "qsd", "RECIPE.CONTROL": True}
     plain = {stage.name: stage for stage in recipes.build_recipe(small_cfg(tmp_path, **options), None)}
-    assert list(plain) == ["baseline", "labels", "control", "qsd", "report"]
+    assert list(plain) == ["baseline", "labels", "control", "qsd", "report", "deploy"]
     stages = recipes.build_recipe(small_cfg(tmp_path, **options, **{"QUALITY.FOLDS": 2}), None)
     crossed = {stage.name: stage for stage in stages}
-    assert list(crossed) == ["baseline", "fold1", "fold2", "labels", "control", "qsd", "report"]
+    assert list(crossed) == ["baseline", "fold1", "fold2", "labels", "control", "qsd", "report", "deploy"]
     assert crossed["baseline"].keys == plain["baseline"].keys
     assert [crossed[f"fold{k}"].keys["DATA.FOLD"] for k in (1, 2)] == [1, 2]
     differing = {key for key, value in crossed["fold1"].keys.items() if plain["baseline"].keys[key] != value}

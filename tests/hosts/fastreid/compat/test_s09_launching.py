@@ -147,13 +147,19 @@ def test_s09_success_returns() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_s09_stopping_the_parent_stops_the_children(number: int, pids: Path) -> None:
     command = python(_WRITE_PID_AND + "time.sleep(60)")
-    parent = multiprocessing.get_context("fork").Process(target=processes.run_all, args=(command, [{}, {}]))
+    parent = multiprocessing.get_context("fork").Process(target=_run_all_interruptibly, args=(command,))
     parent.start()
     assert wait_until(lambda: len(list(pids.iterdir())) == 2)
     os.kill(int(parent.pid or 0), number)
     parent.join(20)
     assert parent.exitcode not in (None, 0)
     assert not any(alive(int(file.name)) for file in pids.iterdir())
+
+
+def _run_all_interruptibly(command: list[str]) -> None:
+    # A shell starts background jobs, such as a test run of its own, with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    processes.run_all(command, [{}, {}])
 
 
 def _parent_of_an_orphan(folder: Path) -> None:

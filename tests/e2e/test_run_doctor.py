@@ -281,7 +281,10 @@ def test_7_all_pairs_tied(broken: Path) -> None:
     found = problems(diagnose_run(broken))
     assert set(found) == {("qsd", "pairs"), ("qsd", "loss")}
     text = found["qsd", "pairs"]
-    assert "Hardly a pair teaches: 0% of 24 pairs a step (dropped_high 0%, dropped_low 0%, dropped_unsure 0%, ties 100%" in text
+    assert (
+        "Hardly a pair teaches: 0% of 24 pairs a step (dropped_high 0%, dropped_low 0%, dropped_unsure 0%, ties 100%"
+        in text
+    )
     assert "(limit: 50%). Both images have the same label" in text
     assert "Steps have no pair at all: 100.0% (limit: 1%)" in text
     assert "QSD's term is zero, so this stage trained without it: 0.0% of the total loss" in found["qsd", "loss"]

@@ -47,7 +47,7 @@ def as_markdown(summary: Summary) -> str:
 def verdict(summary: Summary) -> list[str]:
     """Sentences about the primary metric: each method against the reference, then the first method's controls.
 
-    The rules: a difference is shown when its 95 % interval excludes zero. A control that takes quality away and is not
+    The rules: a difference is shown when its 95 % interval excludes zero, with more than one seed. A control that takes quality away and is not
     told apart from the method means that quality is not what helps.
     """
     lines = []
@@ -68,10 +68,12 @@ def verdict(summary: Summary) -> list[str]:
 
 def _against_reference(method: str, summary: Summary, found: Mapping[str, Any]) -> str:
     text = f"`{method}` against `{summary['reference']}`: {_difference(found)} {PRIMARY}"
+    # The interval is about the people tested; what another seed would give is not in it.
+    claim = "is shown" if len(summary["seeds"]) > 1 else "with this seed, which more seeds must confirm"
     if found["low"] > 0:
-        return f"{text}: a gain is shown."
+        return f"{text}: a gain {claim}."
     if found["high"] < 0:
-        return f"{text}: a loss is shown."
+        return f"{text}: a loss {claim}."
     return (
         f"{text}: no difference is shown (one of {found['detectable']:.2f} would have been found with a probability of "
         "80 %)."

@@ -47,8 +47,8 @@ def as_markdown(summary: Summary) -> str:
 def verdict(summary: Summary) -> list[str]:
     """Sentences about the primary metric: each method against the reference, then the first method's controls.
 
-    The rules: a difference is shown when its 95 % interval excludes zero, with more than one seed. A control that takes quality away and is not
-    told apart from the method means that quality is not what helps.
+    The rules: a difference is shown when its 95 % interval excludes zero, with more than one seed. A control that takes
+    quality away and is not told apart from the method means that quality is not what helps.
     """
     lines = []
     if len(summary["seeds"]) == 1:

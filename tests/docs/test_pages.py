@@ -78,6 +78,21 @@ def test_study_on_the_pages_comes_from_the_stored_comparison() -> None:
     assert page.split("\n\n")[1] in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_label_table_comes_from_the_stored_comparison() -> None:
+    from qsd_plugin.report.label_agreement import Direction, TruthAgreement
+    from qsd_plugin.report.label_tables import truth_table
+
+    stored = json.loads((ROOT / "projects/QSD/results/labels_demo.json").read_text())
+    directions = ("direction", "clear_direction")
+    truth = {
+        name: TruthAgreement(**{**values, **{key: Direction(**values[key]) for key in directions}})
+        for name, values in stored["truth"].items()
+    }
+    page = (ROOT / "projects/QSD/README.md").read_text(encoding="utf-8")
+    assert truth_table(truth) in page
+    assert ", ".join(f"{name} {value:.1f}" for name, value in stored["mAP"].items()) in page
+
+
 def test_result_tables_come_from_the_stored_results() -> None:
     from qsd_plugin.hosts.fastreid.report import as_table
 

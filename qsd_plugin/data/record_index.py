@@ -116,7 +116,8 @@ def _numbers(text: bytes, path: Path, first_line: int) -> NDArray[np.int64]:
     except ValueError:
         values = np.empty(0, dtype=np.int64)
     lines = text.count(b"\n")
-    complete = not text or text.endswith(b"\n")
+    # Older NumPy keeps what stands before text that is no number, so the count alone does not tell.
+    complete = (not text or text.endswith(b"\n")) and not text.translate(None, b"0123456789\t\n")
     if complete and len(values) == 2 * lines == 2 * text.count(b"\t") and values.min(initial=0) >= 0:
         return values
     numbers: list[int] = []  # blank lines, another separator, no newline at the end, or something that is wrong

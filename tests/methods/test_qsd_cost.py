@@ -36,6 +36,20 @@ def _on_device(value: Any) -> bool:
     return any(tensor.device.type != "cpu" for tensor in _tensors(value))
 
 
+def _fakes_cuda() -> bool:
+    try:
+        with FakeTensorMode():
+            torch.rand(2, device="cuda", requires_grad=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+needs_fake_cuda = pytest.mark.skipif(
+    not _fakes_cuda(), reason="this torch cannot fake CUDA tensors without a CUDA driver (2.6 cannot)"
+)
+
+
 def batch(device: str) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
     """Taps, identities and labels of two identities with four images each; inside a fake mode nothing has values."""
     taps = {"map": torch.rand(8, 4, 3, 2, device=device), "vector": torch.rand(8, 5, device=device)}
@@ -43,6 +57,7 @@ def batch(device: str) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Ten
     return taps, torch.arange(2, device=device).repeat_interleave(4), torch.rand(8, device=device)
 
 
+@needs_fake_cuda
 @pytest.mark.parametrize("options", [{}, {"map_distance": "l1", "map_norm": "l2", "missing": "tie"}], ids=str)
 def test_no_result_leaves_the_device_and_no_value_is_read(options: dict[str, Any]) -> None:
     """On fake CUDA tensors, which have no values: reading one, or a shape that depends on one, is an error."""
@@ -57,6 +72,7 @@ def test_no_result_leaves_the_device_and_no_value_is_read(options: dict[str, Any
         assert {tensor.device.type for tensor in everything} == {"cuda"}
 
 
+@needs_fake_cuda
 def test_the_guards_above_see_what_they_are_there_for() -> None:
     with FakeTensorMode(), NoTransfers():
         _, identities, quality = batch("cuda")

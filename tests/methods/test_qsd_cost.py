@@ -39,8 +39,11 @@ def _on_device(value: Any) -> bool:
 def _fakes_cuda() -> bool:
     try:
         with FakeTensorMode():
-            torch.rand(2, device="cuda", requires_grad=True)
-    except RuntimeError:
+            labels = torch.rand(4, device="cuda")
+            inbatch_pairs(torch.zeros_like(labels), labels, num_instances=4)
+    except RuntimeError as error:
+        if "driver" not in str(error):
+            raise
         return False
     return True
 

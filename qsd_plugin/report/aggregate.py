@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsd_plugin.core.errors import DataError
+from qsd_plugin.report import per_query, per_trial
 from qsd_plugin.report.bootstrap import DETECTABLE, DRAWS, IdentityBootstrap
 from qsd_plugin.report.experiment import BASELINE, Experiment
-from qsd_plugin.report.per_query import FILE, GROUPS, METRICS, PerQuery
+from qsd_plugin.report.per_query import GROUPS, PerQuery
+from qsd_plugin.report.per_trial import PerTrial, load_outcome
 
 #: Results by (split, seed).
-Runs = dict[tuple[str, int], PerQuery]
+Runs = dict[tuple[str, int], PerQuery | PerTrial]
 
 #: Settings that differ between arms without making a difference.
 _INDIFFERENT = ("OUTPUT_DIR", "MODEL.WEIGHTS", "QUALITY.FILES")
@@ -37,10 +39,11 @@ def load_runs(experiment: Experiment) -> dict[str, Runs]:
     """
     arms: dict[str, Runs] = {}
     for arm in (BASELINE, *experiment.arms):
-        files = {block: experiment.folder(*block) / arm / FILE for block in experiment.blocks}
-        arms[arm] = {block: PerQuery.load(file) for block, file in files.items() if file.is_file()}
+        found = {block: load_outcome(experiment.folder(*block) / arm) for block in experiment.blocks}
+        arms[arm] = {block: outcome for block, outcome in found.items() if outcome is not None}
     if not any(arms.values()):
-        raise DataError("Experiment without finished runs", value=experiment.output, expected=f"files {FILE}")
+        files = f"files {per_query.FILE} or {per_trial.FILE}"
+        raise DataError("Experiment without finished runs", value=experiment.output, expected=files)
     for split in experiment.splits:
         queries = {
             (arm, seed): run.query for arm, runs in arms.items() for (name, seed), run in runs.items() if name == split
@@ -75,8 +78,9 @@ def summarise(experiment: Experiment, *, reference: str, draws: int = DRAWS, see
     if experiment.methods and experiment.methods[0] in arms:
         method = experiment.methods[0]
         pairs += [(method, control) for control in experiment.controls if control in arms and control != reference]
-    settings = {arm: _results(experiment, arm, runs) for arm, runs in arms.items()}
+    settings = {arm: _results(experiment, arm, next(iter(runs))) for arm, runs in arms.items()}
     one = settings[reference]
+    example = next(iter(arms[reference].values()))
     return {
         "experiment": experiment.name,
         "reference": reference,
@@ -85,8 +89,10 @@ def summarise(experiment: Experiment, *, reference: str, draws: int = DRAWS, see
         "seeds": experiment.seeds,
         "splits": list(experiment.splits),
         "unfinished": _unfinished(experiment, arms),
-        "test": {key: one[key] for key in ("test", "quality", "training_images", "environment")},
-        "queries": {split: _queries(arms[reference], split) for split in experiment.splits},
+        "metrics": list(example.metric_names),
+        "primary": example.primary,
+        "test": {key: one[key] for key in ("test", "quality", "environment")},
+        "sizes": {split: _sizes(experiment, reference, arms[reference], split) for split in experiment.splits},
         "conditions": _conditions(one["settings"]),
         "bootstrap": {"draws": draws, "seed": seed, "detectable_in_standard_errors": DETECTABLE},
         "arms": {
@@ -113,18 +119,19 @@ def difference(summary: Mapping[str, Any], arm: str, reference: str, group: str 
 def _means(runs: Runs) -> dict[str, dict[str, dict[str, float | None]]]:
     """Mean and standard deviation over seeds of each group and metric."""
     table: dict[str, dict[str, dict[str, float | None]]] = {}
+    names = next(iter(runs.values())).metric_names
     for group in GROUPS:
         per_split: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
         for (split, _), run in runs.items():
             rows = run.groups().get(group)
             if rows is not None:
-                per_split[split].append(run.metrics()[rows].mean(axis=0))
+                per_split[split].append(np.nanmean(run.metrics()[rows], axis=0))
         if per_split:
             mean = np.mean([np.mean(values, axis=0) for values in per_split.values()], axis=0)
             spread = _pooled_spread(per_split.values())
             table[group] = {
                 metric: {"mean": float(mean[k]), "std": None if spread is None else float(spread[k])}
-                for k, metric in enumerate(METRICS)
+                for k, metric in enumerate(names)
             }
     return table
 
@@ -133,6 +140,7 @@ def _differences(
     arms: Mapping[str, Runs], pairs: Sequence[tuple[str, str]], draws: int, seed: int
 ) -> list[dict[str, Any]]:
     entries = []
+    names = next(iter(next(iter(arms.values())).values())).metric_names
     for group in GROUPS:
         bootstraps: dict[tuple[str, ...], IdentityBootstrap] = {}
         for arm, reference in pairs:
@@ -152,7 +160,7 @@ def _differences(
                 for split, blocks in chosen.items()
             }
             intervals = bootstraps[splits].intervals([np.mean(values, axis=0) for values in per_run.values()])
-            spread = _pooled_spread([[run.mean(axis=0) for run in values] for values in per_run.values()])
+            spread = _pooled_spread([[np.nanmean(run, axis=0) for run in values] for values in per_run.values()])
             entries.append(
                 {
                     "arm": arm,
@@ -164,9 +172,9 @@ def _differences(
                             **asdict(interval),
                             "excludes_zero": interval.excludes_zero,
                             "std": None if spread is None else float(spread[k]),
-                            "per_run": [float(run[:, k].mean()) for values in per_run.values() for run in values],
+                            "per_run": [float(np.nanmean(run[:, k])) for values in per_run.values() for run in values],
                         }
-                        for k, (metric, interval) in enumerate(zip(METRICS, intervals, strict=True))
+                        for k, (metric, interval) in enumerate(zip(names, intervals, strict=True))
                     },
                 }
             )
@@ -179,14 +187,20 @@ def _pooled_spread(per_split: Any) -> NDArray[np.float64] | None:
     return np.sqrt(np.mean(variances, axis=0)) if variances else None
 
 
-def _results(experiment: Experiment, arm: str, runs: Runs) -> dict[str, Any]:
-    file = experiment.folder(*next(iter(runs))) / arm / "results.json"
+def _results(experiment: Experiment, arm: str, block: tuple[str, int]) -> dict[str, Any]:
+    file = experiment.folder(*block) / arm / "results.json"
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
-def _queries(runs: Runs, split: str) -> dict[str, int]:
-    run = next((run for (name, _), run in runs.items() if name == split), None)
-    return {} if run is None else {"queries": len(run), "identities": len(set(run.identity.tolist()))}
+def _sizes(experiment: Experiment, arm: str, runs: Runs, split: str) -> dict[str, int]:
+    block = next((block for block in runs if block[0] == split), None)
+    if block is None:
+        return {}
+    return {
+        "training_images": int(_results(experiment, arm, block)["training_images"]),
+        "queries": len(runs[block]),
+        "identities": len(set(runs[block].identity.tolist())),
+    }
 
 
 def _unfinished(experiment: Experiment, arms: Mapping[str, Runs]) -> list[str]:
@@ -210,8 +224,12 @@ def _config_difference(reference: Mapping[str, Any], own: Mapping[str, Any]) -> 
 def _conditions(settings: Mapping[str, Any]) -> str:
     """One line with what every figure must name."""
     height, width = settings["INPUT.SIZE_TEST"]
-    return (
-        f"{settings['MODEL.BACKBONE.NAME'].removeprefix('build_')} {settings['MODEL.BACKBONE.DEPTH']}, "
-        f"{height}x{width} crops, baseline {settings['RECIPE.BASELINE.MAX_EPOCH']} epochs, "
-        f"fine-tuning {settings['SOLVER.MAX_EPOCH']} epochs, last epoch"
-    )
+    network = " ".join(
+        (settings["MODEL.BACKBONE.NAME"].removeprefix("build_"), settings["MODEL.BACKBONE.DEPTH"])
+    ).strip()
+    epochs = settings["SOLVER.MAX_EPOCH"]
+    if settings["RECIPE.NAME"] == "qsd":
+        training = f"baseline {settings['RECIPE.BASELINE.MAX_EPOCH']} epochs, fine-tuning {epochs} epochs"
+    else:
+        training = f"{epochs} epochs from scratch"
+    return f"{network}, {height}x{width} crops, {training}, last epoch"

@@ -78,22 +78,23 @@ class IdentityBootstrap:
         stream = numpy_stream(seed, "identity bootstrap")
         # How often each identity is drawn, [B, N].
         self._drawn = stream.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
-        self._weights = [self._drawn @ np.bincount(rows, minlength=count) for rows in self._rows]
 
     def intervals(self, values: Sequence[Values]) -> list[Interval]:
         """Mean and interval of each of K kinds of values.
 
         Args:
-            values: Per split the values of its queries, [Q_s, K], in the order of the identities.
+            values: Per split the values of its queries, [Q_s, K], in the order of the identities; NaN where a kind of
+                value is not about a query.
         """
         columns = values[0].shape[1]
-        means = np.mean([split.mean(axis=0) for split in values], axis=0)
+        means = np.mean([np.nanmean(split, axis=0) for split in values], axis=0)
         drawn = np.zeros((len(self._drawn), columns))
-        for split, rows, weights in zip(values, self._rows, self._weights, strict=True):
-            sums = np.stack([np.bincount(rows, split[:, k], minlength=self.num_identities) for k in range(columns)], 1)
+        for split, rows in zip(values, self._rows, strict=True):
+            sums = self._drawn @ self._per_identity(rows, np.nan_to_num(split))
+            counts = self._drawn @ self._per_identity(rows, np.isfinite(split).astype(np.float64))
             # A draw in which no identity of this split occurs has no mean there; it is left out below.
             with np.errstate(invalid="ignore", divide="ignore"):
-                drawn += (self._drawn @ sums) / weights[:, None] / len(values)
+                drawn += sums / counts / len(values)
         drawn = drawn[np.isfinite(drawn).all(axis=1)]
         tail = (1 - LEVEL) / 2
         low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
@@ -109,3 +110,7 @@ class IdentityBootstrap:
             )
             for k in range(columns)
         ]
+
+    def _per_identity(self, rows: NDArray[np.intp], values: Values) -> Values:
+        """Sums of ``values`` [Q_s, K] over the queries of each identity, [N, K]."""
+        return np.stack([np.bincount(rows, column, minlength=self.num_identities) for column in values.T], axis=1)

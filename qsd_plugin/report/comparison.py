@@ -8,11 +8,9 @@ from typing import Any
 from tabulate import tabulate
 
 from qsd_plugin.report.aggregate import difference
-from qsd_plugin.report.per_query import GROUPS, METRICS
+from qsd_plugin.report.per_query import GROUPS
 
-#: The metric that verdicts are about, fixed before any run.
-PRIMARY = "mAP"
-_TITLES = {"rank1": "R1", "mAP": "mAP", "mINP": "mINP"}
+_TITLES = {"rank1": "R1"}
 
 Summary = Mapping[str, Any]
 
@@ -24,12 +22,12 @@ def as_markdown(summary: Summary) -> str:
         f"## {summary['experiment']}",
         _conditions(summary),
         _arm_table(summary),
-        f"Difference in {PRIMARY} to `{summary['reference']}` by third of the queries "
+        f"Difference in {summary['primary']} to `{summary['reference']}` by third of the queries "
         f"({summary['test']['quality']}), [95 % interval]:",
         _thirds_table(summary),
     ]
     if summary["methods"] and summary["controls"]:
-        parts += [f"`{summary['methods'][0]}` minus each control, {PRIMARY}:", _controls_table(summary)]
+        parts += [f"`{summary['methods'][0]}` minus each control, {summary['primary']}:", _controls_table(summary)]
     parts += [
         "**Verdict, by rule.** " + " ".join(verdict(summary)),
         f"Settings that differ from `{summary['reference']}`:",
@@ -58,16 +56,18 @@ def verdict(summary: Summary) -> list[str]:
     for method in summary["methods"]:
         entry = difference(summary, method, summary["reference"])
         if entry is not None:
-            lines.append(_against_reference(method, summary, entry["metrics"][PRIMARY]))
+            lines.append(_against_reference(method, summary, entry["metrics"][summary["primary"]]))
     for control in summary["controls"]:
         entry = difference(summary, summary["methods"][0], control) if summary["methods"] else None
         if entry is not None:
-            lines.append(_against_control(summary["methods"][0], control, entry["metrics"][PRIMARY]))
+            lines.append(
+                _against_control(summary["methods"][0], control, summary, entry["metrics"][summary["primary"]])
+            )
     return lines or ["Nothing to say: the experiment names no methods, or they have not finished."]
 
 
 def _against_reference(method: str, summary: Summary, found: Mapping[str, Any]) -> str:
-    text = f"`{method}` against `{summary['reference']}`: {_difference(found)} {PRIMARY}"
+    text = f"`{method}` against `{summary['reference']}`: {_difference(found)} {summary['primary']}"
     # The interval is about the people tested; what another seed would give is not in it.
     claim = "is shown" if len(summary["seeds"]) > 1 else "with this seed, which more seeds must confirm"
     if found["low"] > 0:
@@ -80,8 +80,8 @@ def _against_reference(method: str, summary: Summary, found: Mapping[str, Any]) 
     )
 
 
-def _against_control(method: str, control: str, found: Mapping[str, Any]) -> str:
-    text = f"`{method}` against its control `{control}`: {_difference(found)} {PRIMARY}"
+def _against_control(method: str, control: str, summary: Summary, found: Mapping[str, Any]) -> str:
+    text = f"`{method}` against its control `{control}`: {_difference(found)} {summary['primary']}"
     if found["low"] > 0:
         return f"{text}: better than without what this control takes away."
     if found["high"] < 0:
@@ -91,14 +91,15 @@ def _against_control(method: str, control: str, found: Mapping[str, Any]) -> str
 
 def _conditions(summary: Summary) -> str:
     sizes = "; ".join(
-        f"split {split}: {size['queries']} queries of {size['identities']} identities"
-        for split, size in summary["queries"].items()
+        f"split {split}: {size['training_images']} training images, {size['queries']} queries of "
+        f"{size['identities']} identities"
+        for split, size in summary["sizes"].items()
         if size
     )
     note = "one seed, no claim" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} seeds"
     boot = summary["bootstrap"]
     return (
-        f"{summary['test']['test']}, {summary['conditions']}, {summary['test']['training_images']} training images, "
+        f"{summary['test']['test']}, {summary['conditions']}, "
         f"{summary['test']['environment']['device']}. {note}, {len(summary['splits'])} split(s); {sizes}. "
         f"± is the standard deviation over the seeds of a split. Intervals: paired bootstrap over test identities, "
         f"{boot['draws']} draws, after averaging over seeds; they do not cover the choice of seed and are not "
@@ -111,9 +112,9 @@ def _arm_table(summary: Summary) -> str:
     reference = summary["reference"]
     rows = []
     for arm, row in summary["arms"].items():
-        means = [_mean(row["metrics"]["all"][metric]) for metric in METRICS]
+        means = [_mean(row["metrics"]["all"][metric]) for metric in summary["metrics"]]
         entry = difference(summary, arm, reference)
-        found = entry["metrics"][PRIMARY] if entry else None
+        found = entry["metrics"][summary["primary"]] if entry else None
         rows.append(
             [
                 arm,
@@ -124,7 +125,8 @@ def _arm_table(summary: Summary) -> str:
                 f"{found['detectable']:.2f}" if found else "",
             ]
         )
-    headers = ["arm", "runs", *_TITLES.values(), f"{PRIMARY} - {reference} [95 %]", "± seeds", "detectable"]
+    titles = [_TITLES.get(metric, metric) for metric in summary["metrics"]]
+    headers = ["arm", "runs", *titles, f"{summary['primary']} - {reference} [95 %]", "± seeds", "detectable"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
@@ -133,7 +135,9 @@ def _thirds_table(summary: Summary) -> str:
     for arm in summary["arms"]:
         entries = [difference(summary, arm, summary["reference"], group) for group in GROUPS]
         if any(entries):
-            rows.append([arm, *(_difference(entry["metrics"][PRIMARY]) if entry else "" for entry in entries)])
+            rows.append(
+                [arm, *(_difference(entry["metrics"][summary["primary"]]) if entry else "" for entry in entries)]
+            )
     return tabulate(rows, headers=["arm", *GROUPS], tablefmt="github", disable_numparse=True)
 
 
@@ -142,7 +146,7 @@ def _controls_table(summary: Summary) -> str:
     for control in summary["controls"]:
         entry = difference(summary, summary["methods"][0], control)
         if entry is not None:
-            found = entry["metrics"][PRIMARY]
+            found = entry["metrics"][summary["primary"]]
             rows.append([control, summary["arms"][control]["about"], _difference(found), f"{found['detectable']:.2f}"])
     headers = ["control", "what it is", "difference [95 %]", "detectable"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from qsd_plugin.report.aggregate import difference
-from qsd_plugin.report.comparison import PRIMARY
 
 _METHOD, _OTHER = "#3b6fb6", "#555555"
 
@@ -20,7 +19,7 @@ def draw_differences(summary: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    reference, methods = summary["reference"], summary["methods"]
+    reference, methods, primary = summary["reference"], summary["methods"], summary["primary"]
     pairs = [(arm, reference) for arm in summary["arms"]]
     pairs += [(methods[0], control) for control in summary["controls"]] if methods else []
     entries = [entry for entry in (difference(summary, *pair) for pair in dict.fromkeys(pairs)) if entry]
@@ -28,7 +27,7 @@ def draw_differences(summary: Mapping[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for place, entry in enumerate(entries):
-        found = entry["metrics"][PRIMARY]
+        found = entry["metrics"][primary]
         colour = _METHOD if entry["arm"] in methods else _OTHER
         axis.barh(place, 2 * found["detectable"], left=-found["detectable"], height=0.7, color="#eeeeee", zorder=0)
         axis.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=2)
@@ -36,7 +35,7 @@ def draw_differences(summary: Mapping[str, Any], path: Path) -> None:
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(entries)), [f"{entry['arm']} - {entry['reference']}" for entry in entries], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel(f"difference in {PRIMARY}, percentage points (line: 95 %, band: not detectable)", fontsize=8)
+    axis.set_xlabel(f"difference in {primary}, percentage points (line: 95 %, band: not detectable)", fontsize=8)
     axis.tick_params(axis="x", labelsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

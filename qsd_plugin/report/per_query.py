@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,16 @@ class PerQuery:
     inp: NDArray[np.float64]
     first_hit: NDArray[np.int64]
 
+    #: The metric that verdicts are about, fixed before any run.
+    primary: ClassVar[str] = "mAP"
+
     def __len__(self) -> int:
         return len(self.query)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """:data:`METRICS`."""
+        return METRICS
 
     def metrics(self) -> NDArray[np.float64]:
         """Rank-1, AP and INP of each query in percent, [V, 3]; their means are :data:`METRICS`."""

@@ -18,6 +18,7 @@ from qsd_plugin.report.forest import draw_differences
 from qsd_plugin.report.per_query import PerQuery, identity_names
 
 SETTINGS = {
+    "RECIPE.NAME": "qsd",
     "MODEL.BACKBONE.NAME": "build_resnet_backbone",
     "MODEL.BACKBONE.DEPTH": "18x",
     "INPUT.SIZE_TEST": [64, 32],
@@ -140,7 +141,7 @@ def test_page_holds_conditions_table_and_what_differs(experiment: Experiment) ->
     summary = summarise(experiment, reference="finetune", draws=2000)
     text = as_markdown(json.loads(json.dumps(summary)))
     assert "resnet_backbone 18x, 64x32 crops, baseline 5 epochs, fine-tuning 1 epochs, last epoch" in text
-    assert "split a: 60 queries of 30 identities" in text
+    assert "split a: 9 training images, 60 queries of 30 identities" in text
     assert "`reversed` (about reversed): QUALITY.CONTROL none -> reverse" in text
     assert "`qsd` (about qsd): none" in text
     assert "2.80 bootstrap standard errors" in text

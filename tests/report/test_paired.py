@@ -49,6 +49,24 @@ def test_extra_memory_counts_what_was_freed_again() -> None:
     assert nothing < 10
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_freed_memory_stays_with_the_process_inside_and_goes_back_after() -> None:
+    code = (
+        "import numpy as np; from qsd_plugin.report.benchmarks import paired\n"
+        "def left(): np.ones(8 << 20).sum(); return paired._resident_kib('VmRSS') >> 10\n"
+        "before = left()\n"
+        "with paired.freed_memory_kept() as kept: inside = left()\n"
+        "print(kept, inside - before, left() - before)"
+    )
+    kept, inside, after = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    if kept == "False":
+        pytest.skip("this C library cannot keep freed memory")
+    assert 60 < int(inside) < 80  # 64 MiB
+    assert int(after) < 10
+
+
 def test_benchmark_items_at_a_small_size() -> None:
     size = ranking.Size(queries=30, gallery=200, distractors=20, identities=10, dim=16)
     for item in (ranking._streamed(size, "trained", 0, 2), ranking._rerank(size, 0, 2)):

@@ -25,7 +25,7 @@ from qsd_plugin.core.errors import ConfigError, StageError
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.progress import duration
 from qsd_plugin.core.stages import MARKER, Stage, run_recipe
-from qsd_plugin.hosts.fastreid import processes, recipes, report
+from qsd_plugin.hosts.fastreid import processes, recipes, report, samplers
 from qsd_plugin.hosts.fastreid.datasets import dataset_folder, training_set
 from qsd_plugin.hosts.fastreid.quality import label_files
 from qsd_plugin.report import per_query
@@ -165,7 +165,7 @@ def block_stages(plan: Plan, split: str, seed: int) -> list[Stage]:
         tuned = recipes.derive(
             own, root / arm, MODEL__WEIGHTS=str(checkpoint), QUALITY__FILES=tuple(map(str, label_files(own)))
         )
-        with_quality = tuned.MODEL.META_ARCHITECTURE != tuned.QSD.BASE
+        with_quality = tuned.MODEL.META_ARCHITECTURE != tuned.QSD.BASE or samplers.needs_labels(tuned)
         keys = recipes._without(tuned, () if with_quality else recipes._NO_QUALITY)
         inputs = [checkpoint, *(label_files(own) if with_quality else [])]
         stages.append(_training_stage(arm, tuned, plain, data, keys, inputs))

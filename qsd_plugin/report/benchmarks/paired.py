@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 #: Memory files of Linux: writing 5 to the first makes the process's peak (VmHWM) start again from now.
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+# Parameters of glibc's mallopt, from its malloc.h, and their defaults.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[bool]:
+    """Let the process keep the memory it frees, for everything that is timed inside.
+
+    By default glibc returns every large block to the system and asks for it again, zeroed, a moment later. For a
+    training step on a CPU that is a sixth of the time and most of its scatter, on both sides of a comparison alike.
+
+    Yields:
+        Whether the C library can do it; elsewhere nothing changes.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        kept = bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    except (OSError, AttributeError):
+        yield False
+        return
+    try:
+        yield kept
+    finally:
+        for parameter, value in _DEFAULTS.items():
+            libc.mallopt(parameter, value)
+        libc.malloc_trim(0)
 
 
 def paired_ratio(a: Callable[[], Any], b: Callable[[], Any], pairs: int = 30) -> dict[str, Any]:

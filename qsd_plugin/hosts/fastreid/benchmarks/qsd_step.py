@@ -2,6 +2,7 @@
 
 Both sides are the host's trainer (forward of the meta-architecture, backward, update of the host's optimizer, reading
 the losses) over one synthetic batch that stays in memory; loading images is left out, since it is the same for both.
+Freed memory stays with the process meanwhile, on both sides (:func:`~.paired.freed_memory_kept`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import nn
 
 from qsd_plugin.quality.labels import QualityLabels
 from qsd_plugin.quality.sources import FileSource
-from qsd_plugin.report.benchmarks.paired import paired_ratio
+from qsd_plugin.report.benchmarks.paired import freed_memory_kept, paired_ratio
 
 Step = Callable[[], None]
 
@@ -65,14 +66,14 @@ def run(chosen: Sequence[Size] = SIZES, *, pairs: int = 30, seed: int = 0) -> di
         seed: Seeds images, labels and initial weights.
 
     Returns:
-        ``threads``, ``load`` (one-minute average at the start) and ``items``: per size and pairing what
-        :func:`paired_ratio` gives, QSD over the baseline, and ``limit``. With partners the baseline's batch is the 2B
-        images of anchors and partners. One more item per size, without a limit, is the baseline itself with two
-        forwards of B over one of 2B: what the separate forward costs before QSD adds anything.
+        ``threads``, ``load`` (one-minute average at the start), ``freed_memory_kept`` and ``items``: per size and
+        pairing what :func:`paired_ratio` gives, QSD over the baseline, and ``limit``. With partners the baseline's
+        batch is the 2B images of anchors and partners. One more item per size, without a limit, is the baseline itself
+        with two forwards of B over one of 2B: what the separate forward costs before QSD adds anything.
     """
     load = os.getloadavg()[0]
     items: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, freed_memory_kept() as kept:
         for size in chosen:
             if size.device == "cuda" and not torch.cuda.is_available():
                 items[f"QSD step, {size}"] = {"skipped": "not shown, no GPU"}
@@ -82,7 +83,7 @@ def run(chosen: Sequence[Size] = SIZES, *, pairs: int = 30, seed: int = 0) -> di
                 items[f"QSD step, {size}, {pairing}"] = paired_ratio(qsd, baseline, pairs) | {"limit": limit}
             twice, once = two_forwards(size, Path(folder), seed)
             items[f"baseline step, {size}, two forwards"] = paired_ratio(twice, once, pairs)
-    return {"threads": torch.get_num_threads(), "load": load, "items": items}
+    return {"threads": torch.get_num_threads(), "load": load, "freed_memory_kept": kept, "items": items}
 
 
 def step_functions(size: Size, pairing: str, folder: Path, seed: int) -> tuple[Step, Step]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from qsd_plugin.hosts.fastreid.config_data import add_data_config
 from qsd_plugin.hosts.fastreid.config_protocols import add_protocol_config
+from qsd_plugin.hosts.fastreid.config_qud import add_qud_config
 
 
 def add_all_config(cfg: Any) -> None:
@@ -18,6 +19,7 @@ def add_all_config(cfg: Any) -> None:
         add_quality_config,
         add_sampler_config,
         add_qsd_config,
+        add_qud_config,
         add_recipe_config,
         add_face_config,
     ):

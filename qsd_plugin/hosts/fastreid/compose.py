@@ -9,7 +9,6 @@ from torch import nn
 
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 
-
 #: Host architectures that train differently and evaluate as another one does, with fewer tensors and no teacher.
 _EVALUATED_AS = {"MoCo": "Baseline", "Distiller": "Baseline"}
 

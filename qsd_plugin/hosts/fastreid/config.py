@@ -171,7 +171,8 @@ def add_recipe_config(cfg: Any) -> None:
     if "RECIPE" in cfg:
         return
     cfg.RECIPE = node = type(cfg)()
-    # "" (train this config only) | qsd (baseline -> labels -> qsd).
+    # "" (train this config only) | qsd (baseline -> labels -> qsd) | qud (teacher -> student; the teacher is trained
+    # where KD.MODEL_CONFIG names its config and KD.MODEL_WEIGHTS no checkpoint).
     node.NAME = ""
     # True: also the control, the same fine-tuning from the same baseline without QSD.
     node.CONTROL = False

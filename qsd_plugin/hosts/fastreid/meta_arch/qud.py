@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ConfigError, DataError
 from qsd_plugin.core.streams import torch_stream
-from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.hosts.fastreid.meta_arch.qud_config import check_config, label_free
 from qsd_plugin.hosts.fastreid.meta_arch.qud_teacher import build_teacher, keep_out_of_checkpoints
 from qsd_plugin.hosts.fastreid.statistics import Statistics
@@ -58,19 +57,16 @@ class QUDMixin(nn.Module):
 
     def __init__(self, cfg: Any) -> None:
         check_config(cfg)
-        self_supervised = label_free(cfg)
-        super().__init__(_without_classes(cfg) if self_supervised else cfg)
-        self._qud_label_free = self_supervised
-        self._qud_heads = head_modules(self)
-        if self_supervised:
-            for name in self._qud_heads:
-                self.get_parameter(f"{name}.weight").requires_grad_(False)
-        seed = max(cfg.SEED, 0)
-        size = tuple(cfg.INPUT.CROP.SIZE if cfg.INPUT.CROP.ENABLED else cfg.INPUT.SIZE_TRAIN)
-        images = torch.rand(1, len(cfg.MODEL.PIXEL_MEAN), size[0], size[-1], generator=torch_stream(seed, "qud probe"))
-        images = images * 255
+        self._qud_label_free = label_free(cfg)
+        super().__init__(_without_classes(cfg) if self._qud_label_free else cfg)
+        if self._qud_label_free:
+            for parameter in self.parameters():
+                # Class layers of no classes never get a gradient, for which data-parallel training would wait.
+                parameter.requires_grad_(parameter.requires_grad and parameter.numel() > 0)
+        self._qud_heads = list(head_modules(self).values())
+        images = _noise(cfg)
         embedding, pieces = self._probe(images)
-        if not self_supervised:
+        if not self._qud_label_free:
             self._qud_pieces = _in_order(embedding, pieces)
             self._qud_recorder = TapRecorder(self, self._qud_pieces)
         teacher = build_teacher(cfg)
@@ -83,14 +79,14 @@ class QUDMixin(nn.Module):
                 expected="at least 1 each",
                 remedy="A head that evaluates as class scores (ClasHead) has no embedding: use EmbeddingHead.",
             )
+        seed = max(cfg.SEED, 0)
         self.qud_projector = _projector(cfg.QUD.PROJECTOR, own, dim, seed)
         self.qud_queue = FeatureQueue(cfg.QUD.QUEUE_SIZE, dim, seed=seed)
         self.qud_teacher = teacher
         keep_out_of_checkpoints(self)
         self._qud_weight = float(cfg.QUD.WEIGHT)
         self._qud_loss = build_loss(cfg)
-        mask_above = cfg.QUD.MASK_ABOVE if cfg.QUD.MASK_ABOVE < 1 else None
-        self._qud_monitors = partial(qud_monitors, temperature=cfg.QUD.TEMPERATURE, mask_above=mask_above)
+        self._qud_monitors = partial(qud_monitors, temperature=cfg.QUD.TEMPERATURE, mask_above=_mask_above(cfg))
         self._qud_stats = Statistics("qud")
         if cfg.QUD.LOSS == "qud":
             logger.info(temperature_note(cfg.QUD.TEMPERATURE, cfg.QUD.QUEUE_SIZE, dim))
@@ -151,7 +147,7 @@ class QUDMixin(nn.Module):
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Inside, architecture and heads return embeddings; the layers in them stay in training mode."""
-        switched = [self, *self._qud_heads.values()]
+        switched = [self, *self._qud_heads]
         for module in switched:
             module.training = False
         try:
@@ -164,7 +160,7 @@ class QUDMixin(nn.Module):
     def _probe(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What evaluation returns for images, and the output of every head's neck by module path."""
         self.eval()
-        with TapRecorder(self, [f"{name}.bottleneck" for name in self._qud_heads]) as necks:
+        with TapRecorder(self, [f"{name}.bottleneck" for name in head_modules(self)]) as necks:
             embedding: Tensor = super().forward({"images": images})
         self.train()
         return embedding, {name: neck.flatten(1) for name, neck in necks.items()}
@@ -174,14 +170,23 @@ def build_loss(cfg: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The loss of ``QUD.LOSS``: embeddings of student and teacher [B, D] and the queue [n, D] to a 0-d tensor."""
     qud = cfg.QUD
     if qud.LOSS == "qud":
-        return partial(
-            qud_loss, temperature=qud.TEMPERATURE, mask_above=qud.MASK_ABOVE if qud.MASK_ABOVE < 1 else None
-        )
+        return partial(qud_loss, temperature=qud.TEMPERATURE, mask_above=_mask_above(cfg))
     if qud.LOSS == "soft":
         return partial(soft_target_loss, temperature=qud.TEMPERATURE, target_temperature=qud.SOFT_TEMPERATURE)
     if qud.LOSS == "mse":
         return lambda student, teacher, queue: mse_loss(student, teacher, reduction=qud.MSE_REDUCTION)
     return lambda student, teacher, queue: cosine_loss(student, teacher)
+
+
+def _mask_above(cfg: Any) -> float | None:
+    return float(cfg.QUD.MASK_ABOVE) if cfg.QUD.MASK_ABOVE < 1 else None
+
+
+def _noise(cfg: Any) -> Tensor:
+    """One image of the size that training feeds, [1, C, H, W], 0 to 255."""
+    size = list(cfg.INPUT.CROP.SIZE if cfg.INPUT.CROP.ENABLED else cfg.INPUT.SIZE_TRAIN)
+    generator = torch_stream(0, "qud probe")
+    return torch.rand(1, len(cfg.MODEL.PIXEL_MEAN), size[0], size[-1], generator=generator) * 255
 
 
 def _projector(kind: str, own: int, dim: int, seed: int) -> nn.Module | None:
@@ -204,11 +209,9 @@ def _projector(kind: str, own: int, dim: int, seed: int) -> nn.Module | None:
 def _in_order(embedding: Tensor, pieces: dict[str, Tensor]) -> list[str]:
     """The necks whose outputs, one beside the other, are the evaluated embedding."""
     order: list[str] = []
-    start = 0
-    left = dict(pieces)
-    while start < embedding.shape[1]:
-        fits = (name for name, piece in left.items() if torch.equal(piece, embedding[:, start : start + piece.shape[1]]))
-        name = next(fits, "")
+    left, rest = dict(pieces), embedding
+    while rest.shape[1]:
+        name = next((name for name, piece in left.items() if torch.equal(piece, rest[:, : piece.shape[1]])), "")
         if not name:
             raise ConfigError(
                 "QUD.HOST_LOSSES",
@@ -217,7 +220,7 @@ def _in_order(embedding: Tensor, pieces: dict[str, Tensor]) -> list[str]:
                 remedy="Use QUD.HOST_LOSSES False, or heads that return what their bottleneck does.",
             )
         order.append(name)
-        start += left.pop(name).shape[1]
+        rest = rest[:, left.pop(name).shape[1] :]
     return order
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qsd_plugin.core.errors import ConfigError, did_you_mean
+from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.methods.qud.loss import MSE_REDUCTIONS
 
@@ -52,8 +52,6 @@ def check_config(cfg: Any) -> None:
 
 
 def _check_base(cfg: Any) -> None:
-    from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
-
     base = str(cfg.QUD.BASE)
     if base == "QSD":
         raise ConfigError(

@@ -12,7 +12,6 @@ from torch import nn
 from qsd_plugin.core.errors import CheckpointError, ConfigError, did_you_mean
 from qsd_plugin.hosts.fastreid.compat.checkpoint_files import read_checkpoint
 from qsd_plugin.hosts.fastreid.compose import evaluated_architecture
-from qsd_plugin.hosts.fastreid.taps import head_modules
 from qsd_plugin.methods.qud import ModuleTeacher, OnnxTeacher, Teacher
 
 SOURCES = ("network", "onnx", "cache")
@@ -84,7 +83,8 @@ def teacher_files(cfg: Any) -> list[Path]:
         )
     if not weights:
         by_recipe = (
-            " The recipe's first stage trains it: python tools/train_net.py --config-file CONFIG --stage teacher."
+            " The recipe's first stage trains it: python tools/train_net.py --config-file CONFIG --stage teacher; then "
+            "name OUTPUT_DIR/teacher/config.yaml in KD.MODEL_CONFIG and OUTPUT_DIR/teacher/model_final.pth here."
             if cfg.RECIPE.NAME == "qud"
             else ""
         )
@@ -163,7 +163,6 @@ def _from_network(cfg: Any) -> Teacher:
 
 def _without_classifiers(weights: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
     """Weights with the network's empty class layers, whatever the file holds of them: teaching needs no classes."""
-    own = network.state_dict()
-    classifiers = {name: own[name] for name in (f"{head}.weight" for head in head_modules(network))}
+    classifiers = {name: value for name, value in network.state_dict().items() if not value.numel()}
     found = {name.removeprefix("module."): value for name, value in weights.items()}
     return {name: torch.as_tensor(value) for name, value in (found | classifiers).items()}

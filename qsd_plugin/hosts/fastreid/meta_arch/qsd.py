@@ -291,7 +291,7 @@ def check_config(cfg: Any) -> None:
 
 
 def resolve_taps(cfg: Any, model: nn.Module) -> list[Tap]:
-    """The levels named by ``QSD.TAPS``, or the default ones of the backbone family; without logits where there are none."""
+    """The levels named by ``QSD.TAPS``, or the backbone family's default ones; a QUD without labels has no logits."""
     if cfg.QSD.TAPS:
         return parse_taps(cfg.QSD.TAPS)
     return [tap for tap in default_taps(model) if tap.role != "logits" or not label_free(cfg)]

@@ -57,16 +57,17 @@ class QUDMixin(nn.Module):
 
     def __init__(self, cfg: Any) -> None:
         check_config(cfg)
-        self._qud_label_free = label_free(cfg)
-        super().__init__(_without_classes(cfg) if self._qud_label_free else cfg)
-        if self._qud_label_free:
+        free = label_free(cfg)
+        super().__init__(_without_classes(cfg) if free else cfg)
+        self._qud_label_free = free
+        if free:
             for parameter in self.parameters():
                 # Class layers of no classes never get a gradient, for which data-parallel training would wait.
                 parameter.requires_grad_(parameter.requires_grad and parameter.numel() > 0)
         self._qud_heads = list(head_modules(self).values())
         images = _noise(cfg)
         embedding, pieces = self._probe(images)
-        if not self._qud_label_free:
+        if not free:
             self._qud_pieces = _in_order(embedding, pieces)
             self._qud_recorder = TapRecorder(self, self._qud_pieces)
         teacher = build_teacher(cfg)

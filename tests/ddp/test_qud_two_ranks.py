@@ -17,8 +17,8 @@ import torch
 from gloo import run_ranks
 from torch import nn
 
-for folder in ("methods", "hosts"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "hosts"))
 
 from qud_recorded import Distillation, normal, recorded
 

@@ -266,6 +266,7 @@ def test_monitors_reach_the_event_storage_and_the_temperature_the_log(
             "qud/mean_cosine": own[:, 0].mean().item(),
             "qud/p_positive": (own / 0.1).softmax(1)[:, 0].mean().item(),
             "qud/top_1": (own[:, 0] > own[:, 1:].amax(1)).float().mean().item(),
+            "qud/queue_filled": ROWS / 20,
         },
         rel=1e-4,
     )

@@ -117,9 +117,10 @@ class QUDMixin(nn.Module):
         if self.qud_projector is not None:
             student = self.qud_projector(student)
         loss = self._qud_loss(student, teacher, self.qud_queue.features)
-        self._qud_stats.add(self._qud_monitors(student, teacher, self.qud_queue.features))
+        monitors = self._qud_monitors(student, teacher, self.qud_queue.features)
         # Behind the loss, so that no image is its own negative; nothing refers to the old entries any more.
         self.qud_queue.enqueue(teacher)
+        self._qud_stats.add(monitors | {"queue_filled": self.qud_queue.filled / len(self.qud_queue.features)})
         return loss * self._qud_weight
 
     def _teacher_embedding(self, batch: Batch) -> Tensor:

@@ -93,7 +93,7 @@ def head_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every head of a host model by module path; a head in eval mode returns its embedding, without any class."""
     from fastreid.modeling.heads.build import REID_HEADS_REGISTRY
 
-    classes = tuple(entry for entry in REID_HEADS_REGISTRY._obj_map.values() if isinstance(entry, type))
+    classes: Any = tuple(entry for entry in REID_HEADS_REGISTRY._obj_map.values() if isinstance(entry, type))
     return {name: module for name, module in model.named_modules() if isinstance(module, classes)}
 
 

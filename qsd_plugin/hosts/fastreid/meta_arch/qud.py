@@ -144,7 +144,8 @@ class QUDMixin(nn.Module):
                 expected=f"{expected}, one row for each image",
                 remedy="Set QUD.TEACHER.DIM to the length of the stored embeddings.",
             )
-        return features.to(self.qud_queue.features, non_blocking=True)
+        stored: Tensor = features.to(self.qud_queue.features, non_blocking=True)
+        return stored
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -203,7 +204,7 @@ def _projector(kind: str, own: int, dim: int, seed: int) -> nn.Module | None:
         )
     if kind == "none" or (kind == "auto" and own == dim):
         return None
-    projector: nn.Linear = nn.utils.skip_init(nn.Linear, own, dim, bias=False)
+    projector: nn.Linear = nn.utils.skip_init(nn.Linear, own, dim, bias=False)  # type: ignore[no-untyped-call]
     nn.init.normal_(projector.weight, std=own**-0.5, generator=torch_stream(seed, "qud projector"))
     return projector
 

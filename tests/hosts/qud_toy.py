@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.functional import InterpolationMode, resize
 from toy import toy_cfg
 
 FACE = {
@@ -122,3 +124,27 @@ def train(model: Any, optimizer: Any, batches: list[dict[str, Any]]) -> list[flo
         optimizer.step()
         curve.append(loss.item())
     return curve
+
+
+def teacher_embedding(teacher: Any, images: Tensor) -> Tensor:
+    """By the host's own evaluation of the teacher."""
+    size = [48, 48]
+    shown = resize(images, size, InterpolationMode.BICUBIC, antialias=True).clamp(0, 255)
+    with torch.no_grad():
+        return F.normalize(teacher({"images": shown}))
+
+
+def student_embedding(plain: Any, images: Tensor) -> Tensor:
+    """Layer by layer, as in a training step of the host."""
+    pooled = plain.heads.pool_layer(plain.backbone((images - plain.pixel_mean) / plain.pixel_std))
+    return plain.heads.bottleneck(pooled)[..., 0, 0]
+
+
+def logits(student: Tensor, teacher: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines with the row's own teacher embedding in front of those with the queue: the student's, the teacher's."""
+    cosines = [torch.cat([(rows * teacher).sum(1, keepdim=True), rows @ queue.T], 1) for rows in (student, teacher)]
+    return cosines[0], cosines[1]
+
+
+def qud(student: Tensor, teacher: Tensor, queue: Tensor) -> Tensor:
+    return F.cross_entropy(logits(student, teacher, queue)[0] / 0.1, torch.zeros(len(student), dtype=torch.int64))

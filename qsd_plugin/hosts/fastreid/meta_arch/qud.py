@@ -150,14 +150,14 @@ class QUDMixin(nn.Module):
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Inside, architecture and heads return embeddings; the layers in them stay in training mode."""
-        switched = [self, *self._qud_heads]
-        for module in switched:
+        modes = [(module, module.training) for module in (self, *self._qud_heads)]
+        for module, _ in modes:
             module.training = False
         try:
             yield
         finally:
-            for module in switched:
-                module.training = True
+            for module, mode in modes:
+                module.training = mode
 
     @torch.no_grad()
     def _probe(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

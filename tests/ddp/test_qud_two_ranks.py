@@ -1,4 +1,5 @@
-"""QUD's queue on two gloo ranks is that of one process on the concatenated batch, and so is a student trained with it.
+"""QUD's queue on two gloo ranks is that of one process on the concatenated batch, and so is a student trained with it,
+alone and inside fast-reid.
 
 Control: with the gathering taken away the queue must differ.
 """
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from gloo import run_ranks
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "hosts"))
 
 from qud_recorded import Distillation, normal, recorded, same_queue
 
@@ -42,7 +45,30 @@ def training(rank: int) -> dict[str, Any]:
     return {"steps": steps, "state": states[2]}
 
 
-def worker(rank: int) -> dict[str, Any]:
+def host_training(folder: str, rank: int | None) -> dict[str, Any]:
+    """Three steps of a student without batch statistics on its rank's half of each batch, or on all of it."""
+    from qud_toy import batch, build, qud_cfg, sgd, train
+
+    options = {
+        "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+        "MODEL.BACKBONE.DEPTH": "18x",
+        "MODEL.BACKBONE.NORM": "GN",
+        "MODEL.BACKBONE.FEAT_DIM": 512,
+        "MODEL.HEADS.POOL_LAYER": "GlobalAvgPool",
+    }
+    model = build(qud_cfg(Path(folder), **options), seed=0 if rank is None else rank)
+    network = model if rank is None else nn.parallel.DistributedDataParallel(model)
+    half = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
+    batches = [{"images": batch(index)["images"][half]} for index in range(3)]
+    start = model.qud_queue.features.clone()
+    curve = train(network, sgd(model), batches)
+    return {"start": start, "curve": curve, "model": dict(model.state_dict())}
+
+
+def worker(rank: int, folder: str) -> dict[str, Any]:
+    from qsd_plugin.hosts import fastreid as host
+
+    host.activate()
     own = FeatureQueue(SIZE, 16, seed=8)
     start = own.features.clone()
     for step, (first, _) in enumerate(RAGGED):
@@ -54,7 +80,7 @@ def worker(rank: int) -> dict[str, Any]:
         refusal = ""
     except ConfigError as error:
         refusal = str(error)
-    exact = training(rank)
+    exact = training(rank) | {"host": host_training(folder, rank)}
     with mock.patch.object(queue, "gather_rows", lambda rows: rows.detach()):
         return {
             **exact,
@@ -62,12 +88,40 @@ def worker(rank: int) -> dict[str, Any]:
             "ragged": own.state_dict(),
             "refusal": refusal,
             "control": training(rank)["steps"],
+            "host control": host_training(folder, rank),
         }
 
 
 @pytest.fixture(scope="module")
-def ranks() -> list[dict[str, Any]]:
-    return run_ranks(worker)
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder with the files of fast-reid's teacher."""
+    from qud_toy import write_teacher
+
+    from qsd_plugin.hosts import fastreid as host
+
+    host.activate()
+    folder = tmp_path_factory.mktemp("teacher")
+    write_teacher(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def ranks(teacher: str) -> list[dict[str, Any]]:
+    return run_ranks(worker, teacher)
+
+
+def test_fast_reid_s_student_is_that_of_one_process(ranks: list[dict[str, Any]], teacher: str) -> None:
+    alone = host_training(teacher, None)
+    first, second = (rank["host"] for rank in ranks)
+    assert torch.equal(first["start"], alone["start"])
+    assert torch.equal(second["start"], alone["start"])
+    for name, value in alone["model"].items():
+        assert torch.equal(first["model"][name], second["model"][name]), name
+        torch.testing.assert_close(first["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    both = [(a + b) / 2 for a, b in zip(first["curve"], second["curve"], strict=True)]
+    assert both == pytest.approx(alone["curve"], rel=1e-5)
+    queues = [rank["host control"]["model"]["qud_queue.features"] for rank in ranks]
+    assert (queues[0] - queues[1]).abs().max() > 0.1  # without the gathering
 
 
 def test_training_is_that_of_one_process_and_of_the_recorded_ranks(ranks: list[dict[str, Any]]) -> None:

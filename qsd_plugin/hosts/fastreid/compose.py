@@ -9,6 +9,9 @@ from torch import nn
 
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 
+#: Host architectures that train differently and evaluate as another one does, with fewer tensors and no teacher.
+_EVALUATED_AS = {"MoCo": "Baseline", "Distiller": "Baseline"}
+
 
 class ComposedArchitecture:
     """A registered meta-architecture whose class is made at build time from a mix-in and the configured base.
@@ -80,6 +83,16 @@ def base_architecture(cfg: Any) -> str:
         key, name = f"{name}.BASE", str(cfg[name].BASE)
         entry = _lookup(key, name)
     return name
+
+
+def evaluated_architecture(cfg: Any) -> str:
+    """The plain architecture that evaluates as that of ``cfg``: its base, without what it adds to train.
+
+    Raises:
+        ConfigError: As :func:`base_architecture`.
+    """
+    name = base_architecture(cfg)
+    return _EVALUATED_AS.get(name, name)
 
 
 def _lookup(key: str, name: str) -> Callable[[Any], nn.Module]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from qsd_plugin.hosts.fastreid.config_data import add_data_config
 from qsd_plugin.hosts.fastreid.config_protocols import add_protocol_config
+from qsd_plugin.hosts.fastreid.config_qud import add_qud_config
 
 
 def add_all_config(cfg: Any) -> None:
@@ -18,6 +19,7 @@ def add_all_config(cfg: Any) -> None:
         add_quality_config,
         add_sampler_config,
         add_qsd_config,
+        add_qud_config,
         add_recipe_config,
         add_face_config,
     ):
@@ -169,7 +171,8 @@ def add_recipe_config(cfg: Any) -> None:
     if "RECIPE" in cfg:
         return
     cfg.RECIPE = node = type(cfg)()
-    # "" (train this config only) | qsd (baseline -> labels -> qsd).
+    # "" (train this config only) | qsd (baseline -> labels -> qsd) | qud (teacher -> student; the teacher is trained
+    # where KD.MODEL_CONFIG names its config and KD.MODEL_WEIGHTS no checkpoint).
     node.NAME = ""
     # True: also the control, the same fine-tuning from the same baseline without QSD.
     node.CONTROL = False

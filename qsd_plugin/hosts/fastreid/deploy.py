@@ -25,15 +25,12 @@ from qsd_plugin.core.files import check_writable
 from qsd_plugin.hosts.fastreid import deployed, report
 from qsd_plugin.hosts.fastreid.baseline_losses import PLUGIN_LOSSES
 from qsd_plugin.hosts.fastreid.compat.checkpoint_files import read_checkpoint
-from qsd_plugin.hosts.fastreid.compose import base_architecture
+from qsd_plugin.hosts.fastreid.compose import evaluated_architecture
 from qsd_plugin.hosts.fastreid.registries import host_registries, is_plugins
 from qsd_plugin.report.installation import version
 
 #: Keys that concern the training alone; the deployed config has the host's defaults, which name no file.
 _OF_TRAINING = ("MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH", "KD", "OUTPUT_DIR")
-
-#: Host architectures that train differently and evaluate as another one does, with fewer tensors and no teacher.
-_EVALUATED_AS = {"MoCo": "Baseline", "Distiller": "Baseline"}
 
 _CHECKPOINTS_REMAIN = "The run's own checkpoints remain; load them with the plugin."
 
@@ -104,8 +101,7 @@ def plain_config(cfg: Any) -> Any:
     data_sets = parts["DATASETS.NAMES"]
     plain = _copy(cfg, host_defaults().clone(), "")
     model, heads = plain.MODEL, plain.MODEL.HEADS
-    architecture = base_architecture(cfg)
-    model.META_ARCHITECTURE = _EVALUATED_AS.get(architecture, architecture)
+    model.META_ARCHITECTURE = evaluated_architecture(cfg)
     model.LOSSES.NAME = tuple(name for name in model.LOSSES.NAME if name not in PLUGIN_LOSSES)
     heads.NAME = _host_head(parts["MODEL.HEADS.NAME"], heads.NAME)
     if is_plugins(getattr(any_softmax, heads.CLS_LAYER)):

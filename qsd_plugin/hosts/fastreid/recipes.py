@@ -1,4 +1,7 @@
-"""The stages behind ``tools/train_net.py``: baseline -> [folds] -> labels -> [control] -> qsd -> report -> deploy."""
+"""The stages behind ``tools/train_net.py``.
+
+``qsd``: baseline -> [folds] -> labels -> [control] -> qsd -> report -> deploy. ``qud``: [teacher] -> student -> deploy.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.stages import Stage
 from qsd_plugin.hosts.fastreid import deploy, deployed, extract, face_tests, report, samplers
-from qsd_plugin.hosts.fastreid.compose import base_architecture
+from qsd_plugin.hosts.fastreid.compose import base_architecture, in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
 from qsd_plugin.hosts.fastreid.folds import check_folds
 from qsd_plugin.hosts.fastreid.labelling import make_fold_labels, make_labels
@@ -33,6 +36,8 @@ _INDIFFERENT = (
     "SOLVER.CHECKPOINT_PERIOD",
     "RECIPE.",
 )
+#: The training stage whose network a recipe is for.
+_FINAL = {"qsd": "qsd", "qud": "student"}
 _NO_QUALITY = ("QSD.", "QUALITY.")
 _LABEL_KEYS = (
     *(f"QUALITY.{key}" for key in ("METHOD", "FOLDS", "POSITIVES", "NEGATIVES", "ROUNDS", "SIGNED")),
@@ -49,13 +54,21 @@ def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
         arguments: Parsed command line, for the host's log.
 
     Raises:
-        ConfigError: Unknown recipe.
+        ConfigError: Unknown recipe, or one of another method.
     """
-    if cfg.RECIPE.NAME != "qsd":
-        raise ConfigError("RECIPE.NAME", value=cfg.RECIPE.NAME, remedy=did_you_mean(cfg.RECIPE.NAME, ["qsd"]))
+    if cfg.RECIPE.NAME not in _FINAL:
+        raise ConfigError("RECIPE.NAME", value=cfg.RECIPE.NAME, remedy=did_you_mean(cfg.RECIPE.NAME, _FINAL))
+    if cfg.RECIPE.NAME == "qsd":
+        return _qsd_stages(cfg, arguments)
+    from qsd_plugin.hosts.fastreid.recipes_qud import qud_stages  # which is made of what is in this module
+
+    return qud_stages(cfg, arguments)
+
+
+def _qsd_stages(cfg: Any, arguments: Any) -> list[Stage]:
     check_final_stage(cfg)
     root = Path(cfg.OUTPUT_DIR)
-    items = {name: training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1] for name in cfg.DATASETS.NAMES}
+    items = _training_items(cfg)
     data = _digest(items)
     baseline = baseline_config(cfg, root / "baseline")
     given = cfg.RECIPE.BASELINE.WEIGHTS
@@ -170,8 +183,6 @@ def check_final_stage(cfg: Any) -> None:
     Raises:
         QSDPluginError: Whatever is wrong with the architecture, its levels or its options.
     """
-    from fastreid.modeling.meta_arch import build_model
-
     samplers.check_config(cfg)
     faces = [name for name in cfg.DATASETS.TESTS if name in face_tests.TESTS]
     if faces:
@@ -183,10 +194,19 @@ def check_final_stage(cfg: Any) -> None:
         )
     for name in cfg.DATASETS.TESTS:
         test_set(cfg, name)
-    trial = cfg.clone()
+    check_model(cfg)
+
+
+def check_model(cfg: Any, **values: Any) -> None:
+    """Build the model of ``cfg`` once, on the CPU; ``values`` as for :func:`derive`.
+
+    Raises:
+        QSDPluginError: Whatever is wrong with it.
+    """
+    from fastreid.modeling.meta_arch import build_model
+
+    trial = derive(cfg, Path(cfg.OUTPUT_DIR), MODEL__DEVICE="cpu", MODEL__BACKBONE__PRETRAIN=False, **values)
     trial.defrost()
-    trial.MODEL.DEVICE = "cpu"
-    trial.MODEL.BACKBONE.PRETRAIN = False
     trial.MODEL.HEADS.NUM_CLASSES = trial.MODEL.HEADS.NUM_CLASSES or 2
     build_model(trial)
 
@@ -234,7 +254,7 @@ def evaluate(cfg: Any, arguments: Any) -> dict[str, Any]:
     """Evaluate ``MODEL.WEIGHTS`` or, when it is empty, the last training stage of the recipe."""
     from fastreid import engine
 
-    weights = Path(cfg.MODEL.WEIGHTS or Path(cfg.OUTPUT_DIR, cfg.RECIPE.NAME, "model_final.pth"))
+    weights = Path(cfg.MODEL.WEIGHTS or Path(cfg.OUTPUT_DIR, _FINAL.get(cfg.RECIPE.NAME, ""), "model_final.pth"))
     engine.default_setup(cfg, arguments)
     plain = derive(cfg, Path(cfg.OUTPUT_DIR), MODEL__META_ARCHITECTURE=base_architecture(cfg))
     return dict(engine.DefaultTrainer.test(cfg, extract.load_model(plain, weights)))
@@ -309,8 +329,12 @@ def _deploy(cfg: Any, checkpoint: Path, metrics: dict[str, Any], folder: Path) -
 
 
 def _without(cfg: Any, more: Sequence[str]) -> dict[str, Any]:
-    prefixes = (*_INDIFFERENT, *more)
+    prefixes = (*_INDIFFERENT, *more, *(() if in_chain(cfg, "QUD") else ("QUD.",)))
     return {key: value for key, value in flatten(cfg).items() if not key.startswith(prefixes)}
+
+
+def _training_items(cfg: Any) -> dict[str, list[Item]]:
+    return {name: training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1] for name in cfg.DATASETS.NAMES}
 
 
 def _digest(items: Mapping[str, list[Item]]) -> str:

@@ -24,6 +24,7 @@ from qsd_plugin.hosts.fastreid import (
 from qsd_plugin.hosts.fastreid.compat.patch import replace
 from qsd_plugin.hosts.fastreid.compose import ComposedArchitecture
 from qsd_plugin.hosts.fastreid.meta_arch.qsd import QSDMixin
+from qsd_plugin.hosts.fastreid.meta_arch.qud import QUDMixin
 
 logger = logging.getLogger("fastreid.qsd_plugin")
 
@@ -43,6 +44,7 @@ def register_all() -> None:
     config.add_all_config(defaults._C)
     baseline_losses.extend_baseline(Baseline)
     META_ARCH_REGISTRY.register(ComposedArchitecture("QSD", QSDMixin))
+    META_ARCH_REGISTRY.register(ComposedArchitecture("QUD", QUDMixin))
     backbones.register_backbones()
     face_backbones.register_face_backbones()
     margins.register_margins()

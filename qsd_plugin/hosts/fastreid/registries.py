@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from qsd_plugin.hosts.fastreid.compose import base_architecture
 from qsd_plugin.hosts.fastreid.taps import default_taps
 from qsd_plugin.methods.qsd import level_weights, preset
 
@@ -68,7 +69,7 @@ def list_taps(cfg: Any) -> list[ListedTap]:
 
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.META_ARCHITECTURE = cfg.QSD.BASE if cfg.MODEL.META_ARCHITECTURE == "QSD" else cfg.MODEL.META_ARCHITECTURE
+    cfg.MODEL.META_ARCHITECTURE = base_architecture(cfg)
     cfg.MODEL.BACKBONE.PRETRAIN = False
     cfg.MODEL.HEADS.NUM_CLASSES = cfg.MODEL.HEADS.NUM_CLASSES or 8
     model = build_model(cfg).train()

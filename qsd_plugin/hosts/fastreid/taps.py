@@ -89,6 +89,14 @@ def head_name(model: nn.Module) -> str:
     return "b1_head" if hasattr(model, "b1_head") else "heads"
 
 
+def head_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every head of a host model by module path; a head in eval mode returns its embedding, without any class."""
+    from fastreid.modeling.heads.build import REID_HEADS_REGISTRY
+
+    classes: Any = tuple(entry for entry in REID_HEADS_REGISTRY._obj_map.values() if isinstance(entry, type))
+    return {name: module for name, module in model.named_modules() if isinstance(module, classes)}
+
+
 def to_level(output: torch.Tensor, model: nn.Module, name: str, role: Role) -> torch.Tensor:
     """A recorded output as a level: maps [B, C, H, W], vectors [B, D].
 

@@ -21,6 +21,7 @@ from qsd_plugin.hosts.fastreid.meta_arch.qsd_pairs import (
     teaching_images,
 )
 from qsd_plugin.hosts.fastreid.meta_arch.qsd_teacher import EMATeacher, build_teacher, fill_missing_teacher
+from qsd_plugin.hosts.fastreid.meta_arch.qud_config import label_free
 from qsd_plugin.hosts.fastreid.quality import FILE, NETWORK, ImageQuality
 from qsd_plugin.hosts.fastreid.samplers import IN_BLOCKS
 from qsd_plugin.hosts.fastreid.statistics import Statistics
@@ -290,8 +291,10 @@ def check_config(cfg: Any) -> None:
 
 
 def resolve_taps(cfg: Any, model: nn.Module) -> list[Tap]:
-    """The levels named by ``QSD.TAPS``, or the default ones of the backbone family."""
-    return parse_taps(cfg.QSD.TAPS) if cfg.QSD.TAPS else default_taps(model)
+    """The levels named by ``QSD.TAPS``, or the backbone family's default ones; a QUD without labels has no logits."""
+    if cfg.QSD.TAPS:
+        return parse_taps(cfg.QSD.TAPS)
+    return [tap for tap in default_taps(model) if tap.role != "logits" or not label_free(cfg)]
 
 
 def build_loss(cfg: Any, taps: list[Tap]) -> QSDLoss:

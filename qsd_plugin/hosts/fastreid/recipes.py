@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qsd_plugin.core.distributed import rank
+from qsd_plugin.core.distributed import rank, world_size
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.stages import Stage
@@ -187,7 +187,7 @@ def check_final_stage(cfg: Any) -> None:
     trial.defrost()
     trial.MODEL.DEVICE = "cpu"
     trial.MODEL.BACKBONE.PRETRAIN = False
-    trial.MODEL.HEADS.NUM_CLASSES = trial.MODEL.HEADS.NUM_CLASSES or 2
+    trial.MODEL.HEADS.NUM_CLASSES = trial.MODEL.HEADS.NUM_CLASSES or max(2, world_size())
     build_model(trial)
 
 

@@ -44,14 +44,25 @@ class ShardedEmbeddingHead(EmbeddingHead):  # type: ignore[misc]
         ConfigError: Fewer classes than processes, or a config that this head cannot serve.
     """
 
-    @configurable
+    @configurable  # type: ignore[untyped-decorator]
     def __init__(self, *, num_classes: int, sample_rate: float, seed: int, **arguments: Any) -> None:
         shard = ClassShard(num_classes, rank(), world_size(), sample_rate, seed) if num_classes else None
         super().__init__(num_classes=0 if shard is None else shard.rows, **arguments)
-        self.shard = shard
+        self._shard = shard
         if shard is not None:
             with torch.no_grad():
                 self.weight.copy_(shard.initial_rows(self.weight.shape[1]))
+
+    @property
+    def shard(self) -> ClassShard:
+        """The classes of this process.
+
+        Raises:
+            ConfigError: The head was built without classes.
+        """
+        if self._shard is None:
+            raise ConfigError("MODEL.HEADS.NUM_CLASSES", value=0, expected="the number of identities, in training")
+        return self._shard
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -81,12 +92,7 @@ class ShardedEmbeddingHead(EmbeddingHead):  # type: ignore[misc]
             embedding: [B, D].
             targets: [B] int64.
             step: Number of the training step.
-
-        Raises:
-            ConfigError: The head was built without classes.
         """
-        if self.shard is None:
-            raise ConfigError("MODEL.HEADS.NUM_CLASSES", value=0, expected="the number of identities, in training")
         return sharded_margin_softmax(embedding, targets, self.weight, self.shard, self._margin, step=step)
 
     def _margin(self, cosine: Tensor, local: Tensor) -> Tensor:
@@ -96,7 +102,7 @@ class ShardedEmbeddingHead(EmbeddingHead):  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """The classes, for ``print(model)``."""
-        shard = self.shard
+        shard = self._shard
         if shard is None:
             return "no classes"
         return f"classes {shard.start} to {shard.stop - 1} of {shard.num_classes}, sample_rate={shard.sample_rate}"
@@ -152,7 +158,7 @@ def check_config(cfg: Any) -> None:
 def sharded_head(model: Any) -> ShardedEmbeddingHead | None:
     """The sharded head of a model that is built for training, with or without a data-parallel wrapper."""
     head = getattr(getattr(model, "module", model), "heads", None)
-    return head if isinstance(head, ShardedEmbeddingHead) and head.shard is not None else None
+    return head if isinstance(head, ShardedEmbeddingHead) and len(head.weight) else None
 
 
 def install() -> Undo:
@@ -204,7 +210,8 @@ def leave_out_of_data_parallel(model: nn.Module) -> None:
             expected="one head with class rows, in several processes",
             remedy="Use EmbeddingHead, or one process.",
         )
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [f"{name}.weight" for name in names])
+    leave_out: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    leave_out(model, [f"{name}.weight" for name in names])
 
 
 def _with_own_group(build: Any, rows: nn.Parameter) -> tuple[Any, Any]:

@@ -149,8 +149,7 @@ def take_rows(checkpoint: dict[str, Any], shard: ClassShard, dim: int, path: Pat
         rows, state = _read_shards(path, stored, shard, dim)
     elif shard.world_size > 1:
         part = slice(shard.start, shard.stop)
-        # Copies, or the tensors of all classes would stay in memory behind their parts.
-        rows = whole[part].clone()
+        rows = whole[part]
         state = _cut(optimizer["state"].get(own, {}), shard.num_classes, part) if optimizer else {}
     else:
         return
@@ -279,6 +278,7 @@ def _foreign(file: Path, path: Path, found: str) -> CheckpointError:
 
 def _cut(state: Mapping[str, Any], count: int, part: slice) -> dict[str, Any]:
     """Some rows of what an optimizer knows of ``count`` rows; what it knows of all at once, such as a step, stays."""
+    # Copies: the optimizer takes them as they are, and would keep the tensor of all rows in memory behind its part.
     return {key: value[part].clone() if _per_row(value, count) else value for key, value in state.items()}
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.autograd.function import once_differentiable
 
 from qsd_plugin.core.errors import QSDPluginError
 
@@ -68,6 +69,44 @@ def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def gather_equal_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """:func:`gather_rows` where every rank has the same number of rows; nothing waits for the device."""
+    own = tensor.detach()
+    if not initialised():
+        return own
+    whole = own.new_empty(world_size() * len(own), *own.shape[1:])
+    dist.all_gather(list(whole.chunk(world_size())), own.contiguous())
+    return whole
+
+
+def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """:func:`gather_equal_rows` through which gradient flows back to the rank that a row came from.
+
+    The gradient of ``tensor`` is the sum over the ranks of what each of them has for these rows, times the number of
+    ranks. A loss whose gradient is spread over the ranks, as that of
+    :func:`~qsd_plugin.core.sharded_cross_entropy.sharded_cross_entropy`, so reaches the parameters below with the
+    gradient of one process on the whole batch, once data-parallel training has averaged it. Every rank must go back
+    through it or none.
+    """
+    if not initialised():
+        return tensor
+    whole: torch.Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    return whole
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: torch.Tensor) -> torch.Tensor:
+        ctx.rows = len(own)
+        return gather_equal_rows(own)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        start = rank() * ctx.rows
+        return all_reduce_sum(gradient)[start : start + ctx.rows] * world_size()
 
 
 def on_main(function: Callable[[], T]) -> T:

@@ -1,6 +1,6 @@
 """QSD on four gloo ranks equals one process on the concatenated batch; the moving average is the same on all of them.
 
-Control: with the reductions taken away the same comparison must fail.
+So do class rows spread over them. Control: with the reductions taken away the same comparison must fail.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import pytest
 import torch
 from cases import assert_whole_batch, qsd_case, qsd_difference
 from gloo import run_ranks
+from sharded_case import CLASSES, DIM, assert_sampled, classifier_case, difference
 from torch import Tensor, nn
 
 from qsd_plugin.core import distributed
 from qsd_plugin.core.streams import torch_stream
+from qsd_plugin.methods.margins import ClassShard
 from qsd_plugin.networks import ema_update
 
 RANKS = range(4)
@@ -59,8 +61,9 @@ def worker(rank: int) -> dict[str, Any]:
         return {"qsd": qsd, "average": average(rank)}
 
     exact = everything()
+    classifier = classifier_case(rank, len(RANKS))
     with mock.patch.object(distributed, "_all_reduce", lambda tensor, operation: tensor.detach().clone()):
-        return {"exact": exact, "control": everything()}
+        return {"exact": exact, "control": everything(), "classifier": classifier}
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,17 @@ def test_moving_average_is_the_same_on_every_rank(ranks):
             assert torch.equal(value, ranks[0]["exact"]["average"][name])
     alone = [rank["control"]["average"]["1.running_mean"] for rank in ranks]
     assert (alone[1] - alone[0]).abs().max() > 1e-4
+
+
+def test_class_rows_equal_one_process_that_has_all_of_them(ranks):
+    found = [rank["classifier"] for rank in ranks]
+    assert difference(found, "1.0") < 1e-6
+    assert difference(found, "control") > 1e-2  # without the gather
+    assert_sampled(found)
+    shapes = [tuple(rank["1.0"]["rows"].shape) for rank in found]
+    assert shapes == [(ClassShard(CLASSES, rank, 4).rows, DIM) for rank in RANKS]
+
+
+def test_a_wrong_label_is_an_error_on_every_rank(ranks):
+    message = "Class labels of a batch: got [0, 11]; expected 0 to 10, the classes of the head."
+    assert {rank["classifier"]["error"] for rank in ranks} == {message}

@@ -191,7 +191,7 @@ def add_recipe_config(cfg: Any) -> None:
 
 
 def add_face_config(cfg: Any) -> None:
-    """Keys of the face backbones and of the margins that have three numbers."""
+    """Keys of the face backbones, of the margins that have three numbers, and of the sharded head."""
     if "WIDTH" in cfg.MODEL.BACKBONE:
         return
     # build_iresnet_backbone and build_mobilefacenet_backbone: factor on all channels but those of the embedding
@@ -200,3 +200,7 @@ def add_face_config(cfg: Any) -> None:
     # CLS_LAYER CombinedMarginStraightThrough and CombinedMarginExact: m1 (factor on the angle, > 0), m2 (added to it,
     # radians, >= 0) and m3 (taken from the cosine, >= 0) of ArcFace's Equation 4. The others read MARGIN.
     cfg.MODEL.HEADS.COMBINED_MARGIN = [1.0, 0.3, 0.2]
+    # NAME ShardedEmbeddingHead: share of the classes that a step compares with (r of Partial FC). A process keeps
+    # int(SAMPLE_RATE x its classes): the true classes of the batch, always all of them, and others at random. 1.0: all
+    # classes. Above 0, up to 1.
+    cfg.MODEL.HEADS.SAMPLE_RATE = 1.0

@@ -27,6 +27,8 @@ from qsd_plugin.hosts.fastreid.baseline_losses import PLUGIN_LOSSES
 from qsd_plugin.hosts.fastreid.compat.checkpoint_files import read_checkpoint
 from qsd_plugin.hosts.fastreid.compose import evaluated_architecture
 from qsd_plugin.hosts.fastreid.registries import host_registries, is_plugins
+from qsd_plugin.hosts.fastreid.sharded_checkpoints import ROWS, SHARDS
+from qsd_plugin.hosts.fastreid.sharded_head import ShardedEmbeddingHead
 from qsd_plugin.report.installation import version
 
 #: Keys that concern the training alone; the deployed config has the host's defaults, which name no file.
@@ -55,9 +57,9 @@ def write_deploy(
         CheckpointError: The checkpoint lacks tensors of the network.
         DataError: The folder cannot be written.
     """
-    state = read_checkpoint(checkpoint)["model"]
     plain = plain_config(cfg)
-    plain.MODEL.HEADS.NUM_CLASSES = _num_classes(plain, state)
+    state, classes = _weights(cfg, plain, read_checkpoint(checkpoint))
+    plain.MODEL.HEADS.NUM_CLASSES = _rows(plain, state)
     model = deployed.build(_with_plugin_keys(plain))
     names = model.state_dict().keys()
     missing = [name for name in names if name not in state]
@@ -75,7 +77,7 @@ def write_deploy(
         written.mkdir()
         (written / deployed.CONFIG).write_text(plain.dump(), encoding="utf-8")
         torch.save({"model": state}, written / deployed.WEIGHTS)
-        _write_json(written / deployed.CONTRACT, contract(plain, model))
+        _write_json(written / deployed.CONTRACT, contract(plain, model) | {"classes": classes})
         _write_json(written / deployed.RESULTS, results(cfg, metrics, config_hash, command))
         deployed.load(written)
         _move(written, folder)
@@ -254,7 +256,18 @@ def _require_same_embedding(cfg: Any, plain: Any, model: nn.Module, state: dict[
         )
 
 
-def _num_classes(plain: Any, state: Mapping[str, Any]) -> int:
+def _weights(cfg: Any, plain: Any, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """The tensors of a checkpoint, without the class rows of a sharded head, and the number of classes."""
+    state, shards = checkpoint["model"], checkpoint.get(SHARDS)
+    classes = shards["num_classes"] if shards else _rows(plain, state)
+    head = host_registries()["MODEL.HEADS.NAME"][cfg.MODEL.HEADS.NAME]
+    if isinstance(head, type) and issubclass(head, ShardedEmbeddingHead) and ROWS in state:
+        # Millions of rows that evaluation has no use for; the host wants a tensor of that name.
+        state = {**state, ROWS: state[ROWS].new_empty((0, state[ROWS].shape[1]))}
+    return state, classes
+
+
+def _rows(plain: Any, state: Mapping[str, Any]) -> int:
     """Rows of the class layer; the host counts the identities itself and leaves no number in the config."""
     heads = ("b1_head.weight", "heads.weight")
     weight = next((state[name] for name in heads if name in state), None)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qsd_plugin.core.distributed import rank
+from qsd_plugin.core.distributed import rank, world_size
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.stages import Stage
@@ -207,7 +207,7 @@ def check_model(cfg: Any, **values: Any) -> None:
 
     trial = derive(cfg, Path(cfg.OUTPUT_DIR), MODEL__DEVICE="cpu", MODEL__BACKBONE__PRETRAIN=False, **values)
     trial.defrost()
-    trial.MODEL.HEADS.NUM_CLASSES = trial.MODEL.HEADS.NUM_CLASSES or 2
+    trial.MODEL.HEADS.NUM_CLASSES = trial.MODEL.HEADS.NUM_CLASSES or max(2, world_size())
     build_model(trial)
 
 

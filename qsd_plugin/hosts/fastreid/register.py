@@ -20,6 +20,8 @@ from qsd_plugin.hosts.fastreid import (
     refresh,
     safety,
     sampler_state,
+    sharded_checkpoints,
+    sharded_head,
 )
 from qsd_plugin.hosts.fastreid.compat.patch import replace
 from qsd_plugin.hosts.fastreid.compose import ComposedArchitecture
@@ -48,6 +50,8 @@ def register_all() -> None:
     backbones.register_backbones()
     face_backbones.register_face_backbones()
     margins.register_margins()
+    sharded_head.install()
+    sharded_checkpoints.install()
     datasets.register_datasets()
     loaders.install()
     safety.install()

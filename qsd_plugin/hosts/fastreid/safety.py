@@ -10,6 +10,7 @@ from typing import Any
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 
+from qsd_plugin.core.errors import QSDPluginError
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace
 from qsd_plugin.hosts.fastreid.loaders import corrupt_images
 
@@ -41,7 +42,7 @@ class SafetyHook(HookBase):  # type: ignore[misc]
         try:
             # The host resumes behind the stored epoch; the one that was interrupted is to be repeated.
             self.trainer.checkpointer.save(CHECKPOINT, epoch=self.trainer.epoch - 1)
-        except (OSError, RuntimeError) as failure:
+        except (OSError, RuntimeError, QSDPluginError) as failure:
             logger.error("Could not save %s.pth: %s", CHECKPOINT, failure)
         else:
             logger.error("Training stopped (%s). --resume continues from %s.pth.", type(error).__name__, CHECKPOINT)

@@ -44,8 +44,7 @@ def _repair_checkpointer() -> Undo:
     def save(self: Any, name: str, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
             return
-        states = {key: item.state_dict() for key, item in self.checkpointables.items()}
-        content = {"model": self.model.state_dict(), **states, **kwargs}
+        content = checkpoint_content(self) | kwargs
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info(f"Saving checkpoint to {path}")
         write_atomically(path, functools.partial(torch.save, content))
@@ -62,6 +61,12 @@ def _repair_checkpointer() -> Undo:
         "tag_last_checkpoint": tag_last_checkpoint,
     }
     return together(*(replace(Checkpointer, name, function) for name, function in replacements.items()))
+
+
+def checkpoint_content(checkpointer: Any) -> dict[str, Any]:
+    """What the host's ``Checkpointer`` saves beside what the caller adds."""
+    states = {key: item.state_dict() for key, item in checkpointer.checkpointables.items()}
+    return {"model": checkpointer.model.state_dict(), **states}
 
 
 def require_same_architecture(source: str, weights: Mapping[str, Any], model: Mapping[str, torch.Tensor]) -> None:

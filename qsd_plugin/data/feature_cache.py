@@ -4,7 +4,7 @@
 
     features.npy     [N, 2, D] float16 or float32, C order: row = image, [row, 0] as it is, [row, 1] mirrored
     keys.json        the N image keys (:mod:`qsd_plugin.quality.keys`), in the order of the rows
-    cache.json       shape, digest of the keys, what the embeddings depend on; there when, and only when, all is complete
+    cache.json       shape, digest of the keys, what the embeddings depend on; there if, and only if, all is complete
 
 While the cache is being made there is ``building.json`` instead of ``cache.json``, and ``done.npy`` says which rows are
 there (:mod:`qsd_plugin.data.feature_cache_writer`).
@@ -100,7 +100,7 @@ class FeatureCache:
         missing = [key for key in keys if key not in self._row_of_key]
         if missing:
             raise DataError(
-                f"Teacher features in {self.folder}: {len(missing)} of {len(keys)} images are not among its {len(self)}",
+                f"Teacher features in {self.folder}: {len(missing)} of {len(keys)} images are not among its {self.count}",
                 value=", ".join(missing[:_SHOWN]),
                 expected="an entry for every training image",
                 remedy=_REMAKE,

@@ -99,8 +99,11 @@ def test_killed_writer_goes_on_to_the_same_bytes(tmp_path: Path, place: str) -> 
     whole, killed = written(tmp_path / "whole"), tmp_path / "killed"
     done = subprocess.run([sys.executable, "-c", KILLED, str(killed), place], env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL
-    with pytest.raises(DataError, match=r"got '.*killed'; expected a folder with a finished cache \(cache\.json\)\. It "
-                                        r"was cut off while it was being made: start that again, it goes on\."):
+    with pytest.raises(
+        DataError,
+        match=r"got '.*killed'; expected a folder with a finished cache \(cache\.json\)\. It "
+        r"was cut off while it was being made: start that again, it goes on\.",
+    ):
         FeatureCache(killed)
     writer = FeatureCacheWriter(killed, KEYS, 6, identity=IDENTITY)
     assert writer.pending.tolist() == [3, 4, 5, 6, 7, 8, 9]
@@ -228,7 +231,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     content = (tmp_path / "features.npy").read_bytes()
     for damaged in (content[:-1], content[:40], b""):
         (tmp_path / "features.npy").write_bytes(damaged)
-        with pytest.raises(DataError, match=r"features\.npy cannot be read: .*expected \[10, 2, 6\] float16\. .*cut off"):
+        with pytest.raises(
+            DataError, match=r"features\.npy cannot be read: .*expected \[10, 2, 6\] float16\. .*cut off"
+        ):
             FeatureCache(tmp_path)
     np.save(tmp_path / "features.npy", FEATURES.astype(np.float16)[:9])
     with pytest.raises(DataError, match=r"does not fit cache\.json: got '\[9, 2, 6\] float16'; expected \[10, 2, 6\]"):

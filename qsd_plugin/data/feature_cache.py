@@ -100,7 +100,7 @@ class FeatureCache:
         missing = [key for key in keys if key not in self._row_of_key]
         if missing:
             raise DataError(
-                f"Teacher features in {self.folder}: {len(missing)} of {len(keys)} images are not among its {self.count}",
+                f"Teacher features in {self.folder}: {len(missing)} of {len(keys)} images are not in it",
                 value=", ".join(missing[:_SHOWN]),
                 expected="an entry for every training image",
                 remedy=_REMAKE,
@@ -150,7 +150,8 @@ class FeatureCache:
         if self._state not in (None, state):
             raise DataError(f"Teacher features: {path} has changed since it was opened", remedy="Start again.")
         self._state = state
-        return features.view(np.ndarray)  # indexing np.memmap itself takes several times as long
+        plain: NDArray[Any] = features.view(np.ndarray)  # indexing np.memmap itself takes several times as long
+        return plain
 
     def _shape_text(self) -> str:
         return f"[{self.count}, 2, {self.dim}] {self.dtype}"

@@ -106,7 +106,8 @@ class FeatureCacheWriter:
         wanted = (len(rows), 2, self._header["dim"])
         if features.shape != wanted:
             raise DataError("Teacher features to store", value=features.shape, expected=f"the shape {wanted}")
-        self._check(rows, np.isfinite(features).all(axis=(1, 2)), "are not finite", "The teacher is broken.")
+        finite = np.isfinite(features).reshape(len(rows), -1).all(axis=1)
+        self._check(rows, finite, "are not finite", "The teacher is broken.")
         with np.errstate(over="ignore"):  # infinite then, and refused
             stored = features.astype(self._dtype)
         exact = features.astype(np.float64)

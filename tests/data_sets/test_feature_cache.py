@@ -211,7 +211,7 @@ def test_full_disk_is_found_before_anything_is_computed(tmp_path: Path, monkeypa
 
 def test_caches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     cache = FeatureCache(written(tmp_path))
-    with pytest.raises(DataError, match=r"2 of 3 images are not among its 10: got 'set/x\.jpg, 4\.jpg'"):
+    with pytest.raises(DataError, match=r"2 of 3 images are not in it: got 'set/x\.jpg, 4\.jpg'"):
         cache.rows([KEYS[0], "set/x.jpg", "4.jpg"])
     with pytest.raises(DataError, match="embedding size: got 6; expected 512"):
         FeatureCache(tmp_path, dim=512)

@@ -199,7 +199,7 @@ class OnnxTeacher(Teacher):
         return torch.from_numpy(self._model.run(images.cpu().numpy())).to(images.device)
 
     def weights_digest(self) -> str:
-        """See :class:`Teacher`: of the file and those beside it that begin with its name, which may hold the weights."""
+        """See :class:`Teacher`: of the file and those beside it that begin with its name: some hold the weights."""
         path = self._model.path
         digest = hashlib.sha256()
         for part in sorted(path.parent.glob(f"{glob.escape(path.name)}*")):

@@ -112,7 +112,7 @@ class FeatureCacheWriter:
             stored = features.astype(self._dtype)
         exact = features.astype(np.float64)
         error = np.linalg.norm(stored - exact, axis=2)
-        holds = (error <= ROUNDING * np.linalg.norm(exact, axis=2)).all(axis=1)
+        holds: NDArray[np.bool_] = np.all(error <= ROUNDING * np.linalg.norm(exact, axis=2), axis=1)
         self._check(
             rows, holds, f"lose too much in {self._dtype}", "They are too large or too small for it: use float32."
         )

@@ -106,7 +106,7 @@ class FeatureCacheWriter:
         wanted = (len(rows), 2, self._header["dim"])
         if features.shape != wanted:
             raise DataError("Teacher features to store", value=features.shape, expected=f"the shape {wanted}")
-        finite = np.isfinite(features).reshape(len(rows), -1).all(axis=1)
+        finite: NDArray[np.bool_] = np.all(np.isfinite(features), axis=(1, 2))
         self._check(rows, finite, "are not finite", "The teacher is broken.")
         with np.errstate(over="ignore"):  # infinite then, and refused
             stored = features.astype(self._dtype)

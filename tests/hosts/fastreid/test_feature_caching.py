@@ -165,6 +165,12 @@ def test_flips_that_qsd_shares_choose_the_row(tmp_path: Path, data: Path, made: 
     assert {*shared} == {True, False}
 
 
+def test_a_part_of_the_cached_images_finds_its_rows(tmp_path: Path, data: Path, made: dict[str, Path]) -> None:
+    keys = {"DATASETS.NAMES": ("ReIDFolder",), "QUD.CACHE.FOLDER": str(made["float32"])}  # rows 48 to 63
+    for batch in train_batches(cache_cfg(tmp_path, data, **keys), 2):
+        assert torch.equal(batch["teacher_features"], make_teacher()(batch["images"]))
+
+
 def test_other_teachers_leave_the_loader_as_it_is(tmp_path: Path, data: Path) -> None:
     cfg = cache_cfg(tmp_path, data, **{"INPUT.REA.ENABLED": True})
     cfg.QUD.TEACHER.SOURCE = "network"

@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+import PIL
+from PIL import Image, ImageOps, features
 
 from qsd_plugin.core.errors import DataError
 from qsd_plugin.data.recordio import open_records
@@ -59,6 +60,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # going straight to RGB makes Pillow warn
     return image.convert("RGB")
+
+
+def decoder() -> str:
+    """What decodes and resizes images here, with versions: another one may give slightly different pixels."""
+    jpeg = features.version("libjpeg_turbo")
+    return f"Pillow {PIL.__version__}, " + (f"libjpeg-turbo {jpeg}" if jpeg else f"libjpeg {features.version('jpg')}")
 
 
 def _decode(file: IO[bytes]) -> Image.Image:

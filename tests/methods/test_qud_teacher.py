@@ -177,3 +177,31 @@ def test_onnx_models_of_another_input_are_refused(tmp_path: Path) -> None:
     grey = write_model(tmp_path / "grey.onnx", ["b", 1, 16, 8], channels=1)
     with pytest.raises(CheckpointError, match=r"input: got .images .*'b', 1, 16, 8\].; expected one image batch"):
         OnnxTeacher(grey, **options)
+
+
+def test_digest_follows_the_weights_and_nothing_else(tmp_path: Path) -> None:
+    kept = ModuleTeacher(conv(), {"0.weight": KERNEL}, mean=MEAN, std=STD)
+    again = ModuleTeacher(conv(), {"0.weight": KERNEL.clone()}, mean=STD, std=STD, size=(8, 8), colour="BGR")
+    assert kept.weights_digest() == again.weights_digest() != ""
+    assert kept.extra_repr() != again.extra_repr()  # which tells the preprocessing
+    changed = KERNEL.clone()
+    changed[4, 2, 2, 2] = torch.nextafter(changed[4, 2, 2, 2], torch.tensor(9.0))
+    assert ModuleTeacher(conv(), {"0.weight": changed}, mean=MEAN, std=STD).weights_digest() != kept.weights_digest()
+    network = conv()
+    network.register_buffer("pixel_mean", torch.zeros(3), persistent=False)
+    shifted = ModuleTeacher(network, {"0.weight": KERNEL}, mean=MEAN, std=STD)
+    before = shifted.weights_digest()
+    shifted.network.pixel_mean += 1  # not in any state dict, but the network may subtract it
+    assert len({before, shifted.weights_digest(), kept.weights_digest()}) == 3
+
+
+def test_digest_of_onnx_models_is_their_files(tmp_path: Path) -> None:
+    first = write_model(tmp_path / "m.onnx", ["batch", 3, "h", "w"])
+    second = write_model(tmp_path / "other.onnx", ["batch", 3, 20, 12])
+    teachers = [OnnxTeacher(path, mean=MEAN, std=STD, size=(20, 12)) for path in (first, second)]
+    digests = [teacher.weights_digest() for teacher in teachers]
+    assert digests == [teacher.weights_digest() for teacher in teachers]
+    assert digests[0] != digests[1]
+    (tmp_path / "m.onnx.data").write_bytes(b"weights outside the model file")
+    assert teachers[0].weights_digest() != digests[0]
+    assert teachers[1].weights_digest() == digests[1]

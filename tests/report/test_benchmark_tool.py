@@ -17,6 +17,9 @@ TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "benchmark.py"))
         ({"median": 0.9, "low": 0.8, "high": 1.01, "limit": 1.0}, False),
         ({"a_seconds": 0.1, "seconds_limit": 0.2}, True),
         ({"a_seconds": 0.1}, None),
+        ({"extra_memory_mib": 100.0, "memory_limit_mib": 128.0}, True),
+        ({"extra_memory_mib": 129.0, "memory_limit_mib": 128.0}, False),
+        ({"extra_memory_mib": None, "memory_limit_mib": 128.0}, None),
     ],
 )
 def test_limit_is_met_when_the_upper_bound_is(item: dict[str, float], verdict: bool | None) -> None:

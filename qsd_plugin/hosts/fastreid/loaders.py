@@ -16,6 +16,7 @@ from typing import Any
 
 from fastreid.data import build
 from fastreid.data.common import CommDataset
+from PIL import ImageOps
 from torch.utils.data import Sampler
 
 from qsd_plugin.core.distributed import rank, world_size
@@ -24,10 +25,12 @@ from qsd_plugin.core.streams import numpy_stream
 from qsd_plugin.data.corrupt import CorruptImages
 from qsd_plugin.data.items import single_image_identities
 from qsd_plugin.data.samplers import IdentitySampler
+from qsd_plugin.hosts.fastreid.cached_features import CachedFeatures, cached_features, drawn_flips
 from qsd_plugin.hosts.fastreid.compat.images import read_image
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace, together
 from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
+from qsd_plugin.hosts.fastreid.feature_caching import plain_transforms, wants_cache
 from qsd_plugin.hosts.fastreid.folds import training_part
 from qsd_plugin.hosts.fastreid.pair_views import PairViews, host_transforms_config, pair_views, refuse_own_transforms
 from qsd_plugin.hosts.fastreid.samplers import build_sampler, names_explained
@@ -80,6 +83,8 @@ class TrainSet(CommDataset):  # type: ignore[misc]
         partners: Whether to add partners.
         views: Flips and erasing that pairs decide; then a sample may also hold ``erase_boxes`` [4] and, with partners,
             ``partner_erase_boxes``.
+        features: The teacher's embeddings of ``items``; then a sample also holds ``teacher_features`` [D], those of the
+            image as it is shown. ``views`` must draw the flips then, and not ``transform``.
     """
 
     def __init__(
@@ -90,10 +95,12 @@ class TrainSet(CommDataset):  # type: ignore[misc]
         seed: int,
         partners: bool = False,
         views: PairViews | None = None,
+        features: CachedFeatures | None = None,
     ) -> None:
         super().__init__(items, transform, relabel=True)
         self._seed, self._partners, self._rank = seed, partners, rank()
         self._views = views or PairViews(seed, self._rank)
+        self._features = features
         self._members: defaultdict[Any, list[int]] = defaultdict(list)
         for index, item in enumerate(items):
             self._members[item[1]].append(index)
@@ -128,9 +135,11 @@ class TrainSet(CommDataset):  # type: ignore[misc]
         }
 
     def _view(self, image: Any, shown: int, draw: int, prefix: str) -> dict[str, Any]:
-        """The augmented image and, where erasing is left to the training step, its box."""
-        view = self.transform(self._views.mirrored(image, draw, self.pid_dict[self.img_items[shown][1]]))
-        return {f"{prefix}images": view, **self._views.boxes(view, draw, prefix)}
+        """The augmented image, where erasing is left to the training step its box, and the teacher's embedding."""
+        mirrored = self._views.mirrors(draw, self.pid_dict[self.img_items[shown][1]])
+        view = self.transform(ImageOps.mirror(image) if mirrored else image)
+        sample = {f"{prefix}images": view, **self._views.boxes(view, draw, prefix)}
+        return sample if self._features is None else sample | self._features.of(shown, mirrored=mirrored)
 
     def _read(self, index: int, damaged: list[str], *, instead: int | None = None) -> tuple[Any, int]:
         """The image ``index`` or, if it is damaged, another one of its identity, ``instead`` last."""
@@ -248,11 +257,15 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
         sampler, transforms, partner = (kwargs.pop(name, None) for name in ("sampler", "transforms", "partner"))
         items, sets = _training_items(cfg, kwargs)
         partners = wants_partners(cfg) if partner is None else partner
-        views = pair_views(cfg)
-        if views is not None and transforms is not None:
+        views, features = pair_views(cfg), None
+        if wants_cache(cfg):
+            features = cached_features(cfg, items, sets, partners=partners, own_transforms=transforms is not None)
+            views, transforms = drawn_flips(cfg, views), plain_transforms(cfg)
+        elif views is not None and transforms is not None:
             refuse_own_transforms()
         transforms = transforms or build.build_transforms(host_transforms_config(cfg, views), is_train=True)
-        train_set = TrainSet(items, transforms, seed=max(cfg.SEED, 0), partners=partners, views=views)
+        seed = max(cfg.SEED, 0)
+        train_set = TrainSet(items, transforms, seed=seed, partners=partners, views=views, features=features)
         if sampler is None:
             sampler = build_sampler(cfg, items, sets)
         with names_explained(cfg):

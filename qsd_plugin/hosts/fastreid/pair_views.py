@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 
 from qsd_plugin.core.distributed import rank, world_size
 from qsd_plugin.core.errors import ConfigError
@@ -37,21 +36,19 @@ class PairViews:
     batch: int = 0
     erase: float | None = None
 
-    def mirrored(self, image: Image.Image, draw: int, identity: int) -> Image.Image:
-        """``image``, mirrored or not.
+    def mirrors(self, draw: int, identity: int) -> bool:
+        """Whether an image is to be mirrored.
 
         Before the host's transforms, where it commutes with resizing and, in distribution, with padding and cropping.
 
         Args:
-            image: As read.
             draw: Number of the sampler's draw.
             identity: Class of the image.
         """
         if self.flip is None:
-            return image
+            return False
         path = (draw // self.batch, identity) if self.batch else (draw,)
-        together = numpy_stream(self.seed, "pair flip", self.rank, *path).random() < self.flip
-        return ImageOps.mirror(image) if together else image
+        return bool(numpy_stream(self.seed, "pair flip", self.rank, *path).random() < self.flip)
 
     def boxes(self, image: torch.Tensor, draw: int, prefix: str) -> dict[str, torch.Tensor]:
         """The sample's entry ``<prefix>erase_boxes`` [4] for an augmented image [C, H, W], if erasing is ours."""

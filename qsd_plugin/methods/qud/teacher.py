@@ -5,6 +5,8 @@ Shapes: B images, H x W image size, D embedding size.
 
 from __future__ import annotations
 
+import glob
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +17,12 @@ from torch import Tensor, nn
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError
 from qsd_plugin.core.onnx_model import OnnxModel, check_pixels
+from qsd_plugin.core.stages import file_digest
 
 #: Names shown in a message about weights that do not fit.
 SHOWN = 4
+
+_COUNTER = "num_batches_tracked"  # not in old checkpoints, and of no effect in eval mode
 
 
 class Teacher(nn.Module, ABC):
@@ -93,6 +98,10 @@ class Teacher(nn.Module, ABC):
             images = images.flip(1)
         return (images - self.mean) / self.std
 
+    @abstractmethod
+    def weights_digest(self) -> str:
+        """SHA-256 of what the network computes with, in hexadecimal; the preprocessing is :meth:`extra_repr`'s."""
+
     def extra_repr(self) -> str:
         """The options, for ``print(model)``."""
         mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
@@ -143,6 +152,16 @@ class ModuleTeacher(Teacher):
             )
         return output.flatten(1)
 
+    def weights_digest(self) -> str:
+        """See :class:`Teacher`. Buffers that no checkpoint holds count too, since a network may normalise by them."""
+        digest = hashlib.sha256()
+        for name, tensor in (*self.network.named_parameters(), *self.network.named_buffers()):
+            if name.endswith(_COUNTER):
+                continue
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
 
 class OnnxTeacher(Teacher):
     """An ONNX model, run by ONNX Runtime on the GPU if it can; the images pass through the CPU's memory.
@@ -179,6 +198,14 @@ class OnnxTeacher(Teacher):
         """See :class:`Teacher`."""
         return torch.from_numpy(self._model.run(images.cpu().numpy())).to(images.device)
 
+    def weights_digest(self) -> str:
+        """See :class:`Teacher`: of the file and those beside it that begin with its name: some hold the weights."""
+        path = self._model.path
+        digest = hashlib.sha256()
+        for part in sorted(path.parent.glob(f"{glob.escape(path.name)}*")):
+            digest.update(f"{part.name}:{file_digest(part)}:".encode())
+        return digest.hexdigest()
+
 
 def _fill(network: nn.Module, weights: Mapping[str, Tensor], unused: tuple[str, ...]) -> None:
     if not weights:
@@ -188,8 +215,7 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor], unused: tuple[str, 
             remedy="An untrained teacher would teach noise. Name its checkpoint.",
         )
     own = network.state_dict()
-    counter = "num_batches_tracked"  # not in old checkpoints, and of no effect in eval mode
-    missing = [name for name in own if name not in weights and not name.endswith(counter)]
+    missing = [name for name in own if name not in weights and not name.endswith(_COUNTER)]
     left_over = [name for name in weights if name not in own and not name.startswith(unused)]
     reshaped = [name for name in own if name in weights and own[name].shape != weights[name].shape]
     groups = {"missing": missing, "left over": left_over, "of another shape": reshaped}

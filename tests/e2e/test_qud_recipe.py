@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from toy import toy_cfg, use_market, write_market
@@ -106,6 +107,36 @@ def test_a_given_checkpoint_takes_the_place_of_the_teacher_s_stage(folder: Path,
     student, deploy = recipes.build_recipe(student_cfg(folder, **given), ARGUMENTS)
     assert (student.name, deploy.name) == ("student", "deploy")
     assert list(map(str, student.inputs)) == [*given["KD.MODEL_CONFIG"], *given["KD.MODEL_WEIGHTS"]]
+
+
+def test_a_cache_is_made_of_the_trained_teacher_and_the_student_needs_no_other(folder: Path, finished: Path) -> None:
+    given = {
+        "KD.MODEL_CONFIG": [str(finished / "teacher" / "config.yaml")],
+        "KD.MODEL_WEIGHTS": [str(finished / "teacher" / "model_final.pth")],
+    }
+    cached = {"QUD.TEACHER.SOURCE": "cache", "QUD.TEACHER.DIM": 512, "OUTPUT_DIR": str(folder / "cached")}
+    cfg = student_cfg(folder, **given, **cached)
+    assert list(dict.fromkeys(line.split(":")[0] for line in run(cfg))) == [
+        "Stage cache",
+        "Stage student",
+        "Stage deploy",
+    ]
+    features = np.load(folder / "cached" / "cache" / "features.npy")
+    assert (features.shape, features.dtype) == ((32, 2, 512), np.float16)
+    live, from_cache = (
+        [line["loss_qud"] for line in map(json.loads, (root / "student" / "metrics.json").open()) if "loss_qud" in line]
+        for root in (finished, folder / "cached")
+    )
+    # The same teacher, images and flips; what is left is the rounding of the stored features.
+    assert from_cache == pytest.approx(live, abs=5e-3)
+    assert all("finished earlier" in line for line in run(cfg))
+    # The folder of that cache in another run: no teacher is named, none is trained and none is asked.
+    other = student_cfg(
+        folder, **cached | {"QUD.CACHE.FOLDER": str(folder / "cached" / "cache"), "OUTPUT_DIR": str(folder / "third")}
+    )
+    student, deploy = recipes.build_recipe(other, ARGUMENTS)
+    assert (student.name, deploy.name) == ("student", "deploy")
+    assert student.inputs == [folder / "cached" / "cache" / "cache.json"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ The host builds a data set from its root folder alone. What else one needs comes
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from qsd_plugin.data.items import ImageItem, ImageSplits
 from qsd_plugin.data.recordio import open_records
 from qsd_plugin.data.reid_folders import read_folder
 from qsd_plugin.data.reid_lists import read_list
+from qsd_plugin.quality.keys import split_record_path
 
 logger = logging.getLogger("fastreid.qsd_plugin.data")
 
@@ -225,6 +227,14 @@ def cache_folder(cfg: Any) -> Path:
     """The folder for generated data."""
     chosen = cfg.DATA.CACHE or os.environ.get(CACHE_VARIABLE)
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "qsd_plugin"
+
+
+def stored_sizes(paths: Iterable[str]) -> Iterator[int]:
+    """The size in bytes of the file that holds each image; of a record file it is asked once, not per image."""
+    of_record = functools.lru_cache(maxsize=16)(os.path.getsize)
+    for path in paths:
+        record = split_record_path(path)
+        yield of_record(record[0]) if record else os.path.getsize(path)
 
 
 def training_set(cfg: Any, name: str, **kwargs: Any) -> tuple[Any, list[Item]]:

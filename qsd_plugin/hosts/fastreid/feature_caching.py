@@ -5,10 +5,8 @@ An image's embedding can be kept only if the student never sees the image in mor
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +29,7 @@ from qsd_plugin.hosts.fastreid.compat.images import read_image
 from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item
 from qsd_plugin.methods.qud import Teacher
-from qsd_plugin.quality.keys import label_key, split_record_path
+from qsd_plugin.quality.keys import label_key
 
 logger = logging.getLogger("fastreid.qsd_plugin.qud")
 
@@ -105,12 +103,9 @@ def image_keys(cfg: Any, items: Mapping[str, Sequence[Item]]) -> list[str]:
 
 def images_digest(cfg: Any, items: Mapping[str, Sequence[Item]]) -> str:
     """SHA-256 of the keys and file sizes of all training images; identities do not matter to a teacher."""
-    size_of = functools.lru_cache(maxsize=16)(os.path.getsize)  # of record files, which hold millions of images
     digest = hashlib.sha256()
-    paths = (path for part in items.values() for path, _, _ in part)
-    for key, path in zip(image_keys(cfg, items), paths, strict=True):
-        record = split_record_path(path)
-        size = size_of(record[0]) if record else os.path.getsize(path)
+    sizes = datasets.stored_sizes(path for part in items.values() for path, _, _ in part)
+    for key, size in zip(image_keys(cfg, items), sizes, strict=True):
         digest.update(f"{key}\t{size}\n".encode())
     return digest.hexdigest()
 

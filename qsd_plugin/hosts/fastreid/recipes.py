@@ -19,7 +19,7 @@ from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.stages import Stage
 from qsd_plugin.hosts.fastreid import deploy, deployed, extract, face_tests, report, samplers
 from qsd_plugin.hosts.fastreid.compose import base_architecture, in_chain
-from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
+from qsd_plugin.hosts.fastreid.datasets import Item, stored_sizes, test_set, training_set
 from qsd_plugin.hosts.fastreid.folds import check_folds
 from qsd_plugin.hosts.fastreid.labelling import make_fold_labels, make_labels
 from qsd_plugin.hosts.fastreid.quality import label_files
@@ -340,8 +340,9 @@ def _training_items(cfg: Any) -> dict[str, list[Item]]:
 def _digest(items: Mapping[str, list[Item]]) -> str:
     digest = hashlib.sha256()
     for name, entries in items.items():
-        for path, pid, _ in entries:
-            digest.update(f"{name}\t{Path(path).name}\t{pid}\t{Path(path).stat().st_size}\n".encode())
+        sizes = stored_sizes(path for path, _, _ in entries)
+        for (path, pid, _), size in zip(entries, sizes, strict=True):
+            digest.update(f"{name}\t{Path(path).name}\t{pid}\t{size}\n".encode())
     return digest.hexdigest()
 
 

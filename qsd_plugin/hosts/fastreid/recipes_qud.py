@@ -1,16 +1,19 @@
-"""The recipe ``qud``: [teacher] -> student -> deploy."""
+"""The recipe ``qud``: [teacher] -> [cache] -> student -> deploy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.core.stages import Stage
 from qsd_plugin.hosts.fastreid import face_tests, recipes, samplers
+from qsd_plugin.hosts.fastreid.cached_features import features_folder
 from qsd_plugin.hosts.fastreid.compose import in_chain
-from qsd_plugin.hosts.fastreid.datasets import test_set
-from qsd_plugin.hosts.fastreid.meta_arch.qud_teacher import teacher_config, teacher_files
+from qsd_plugin.hosts.fastreid.datasets import Item, test_set
+from qsd_plugin.hosts.fastreid.feature_caching import cache_stages, wants_cache
+from qsd_plugin.hosts.fastreid.meta_arch.qud_teacher import build_teacher, teacher_config, teacher_files
 
 
 def qud_stages(cfg: Any, arguments: Any) -> list[Stage]:
@@ -34,7 +37,7 @@ def qud_stages(cfg: Any, arguments: Any) -> list[Stage]:
     root = Path(cfg.OUTPUT_DIR)
     student = recipes.derive(cfg, root / "student")
     stages = []
-    if cfg.QUD.TEACHER.SOURCE != "onnx" and cfg.KD.MODEL_CONFIG and not cfg.KD.MODEL_WEIGHTS:
+    if _trains_teacher(cfg):
         stages.append(_teacher_stage(cfg, root / "teacher", arguments))
         recipes.check_model(student, QUD__TEACHER__SOURCE="cache")  # all but the teacher, which is not there yet
         made = {"CONFIG": "config.yaml", "WEIGHTS": "model_final.pth"}
@@ -42,13 +45,31 @@ def qud_stages(cfg: Any, arguments: Any) -> list[Stage]:
         student = recipes.derive(student, root / "student", **trained)
     else:
         recipes.check_model(student)
-    # From here on student names the teacher's files: a stage that makes something of them goes in between.
     inputs = [*teacher_files(student), *([Path(cfg.MODEL.WEIGHTS)] if cfg.MODEL.WEIGHTS else [])]
+    items = recipes._training_items(cfg)
+    if wants_cache(student):
+        if not student.QUD.CACHE.FOLDER:
+            stages += _cache_stages(student, items)
+            student = recipes.derive(student, root / "student", QUD__CACHE__FOLDER=str(root / "cache"))
+        inputs.append(features_folder(student) / "cache.json")
     labelled = in_chain(cfg, "QSD") or samplers.needs_labels(cfg)
     keys = recipes._without(student, () if labelled else recipes._NO_QUALITY)
-    data = recipes._digest(recipes._training_items(cfg))
+    data = recipes._digest(items)
     stages.append(recipes._training_stage("student", student, arguments, data, keys=keys, inputs=inputs))
     return stages + recipes._deploy_stages(student, root / "student")
+
+
+def _trains_teacher(cfg: Any) -> bool:
+    """Whether there is a teacher's config without weights, and somebody to ask the teacher."""
+    given = wants_cache(cfg) and (cfg.QUD.CACHE.FOLDER or cfg.QUD.TEACHER.ONNX)
+    return bool(cfg.QUD.TEACHER.SOURCE != "onnx" and cfg.KD.MODEL_CONFIG and not cfg.KD.MODEL_WEIGHTS and not given)
+
+
+def _cache_stages(student: Any, items: Mapping[str, list[Item]]) -> list[Stage]:
+    """The stage that asks the teacher once per image: an ONNX file if one is named, else the network."""
+    source = "onnx" if student.QUD.TEACHER.ONNX else "network"
+    asked = recipes.derive(student, Path(student.OUTPUT_DIR), QUD__TEACHER__SOURCE=source)
+    return cache_stages(student, lambda: build_teacher(asked), items, inputs=teacher_files(asked))
 
 
 def _teacher_stage(cfg: Any, folder: Path, arguments: Any) -> Stage:

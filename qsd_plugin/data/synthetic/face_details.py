@@ -46,10 +46,14 @@ def paint_eyes(colour: Floats, t: FaceTraits, conditions: Conditions, x: Floats,
     gaze_x = np.sign(x) * conditions.gaze[0]
     distance = np.hypot(side - gaze_x, y + 0.012 - conditions.gaze[1])
     light, blue = np.clip(t.iris_light, 0.0, 1.0), np.clip(t.iris_blue, 0.0, 1.0)
-    iris = np.array([60.0, 38.0, 24.0]) + light * ((1.0 - blue) * np.array([90, 76, 36]) + blue * np.array([50, 80, 110]))
+    iris = np.array([60.0, 38.0, 24.0]) + light * (
+        (1.0 - blue) * np.array([90, 76, 36]) + blue * np.array([50, 80, 110])
+    )
     ball = mix(white, iris, edge(distance - t.iris_radius, 0.03))
     ball = mix(ball, np.array([12.0, 10.0, 10.0]), edge(distance - 0.42 * t.iris_radius, 0.03))
-    ball = mix(ball, np.array([235.0, 235.0, 235.0]), 0.7 * edge(np.hypot(side - gaze_x - 0.03, y + 0.05) - 0.018, 0.02))
+    ball = mix(
+        ball, np.array([235.0, 235.0, 235.0]), 0.7 * edge(np.hypot(side - gaze_x - 0.03, y + 0.05) - 0.018, 0.02)
+    )
     painted = mix(colour, ball, within)
     lashes = edge(np.abs(y - upper) - 0.014, 0.03) * edge(np.abs(side) - 1.06 * t.eye_width, 0.05)
     fold = edge(np.abs(y - upper + t.lid_fold * arch) - 0.008, 0.04) * edge(np.abs(side) - t.eye_width, 0.1)
@@ -84,7 +88,9 @@ def _beard(t: FaceTraits, conditions: Conditions, x: Floats, y: Floats, strands:
     grown = {"stubble": 0.32 * np.maximum(jaw, moustache), "moustache": 0.85 * moustache}
     grown |= {"goatee": 0.85 * np.maximum(chin, moustache), "full": 0.85 * np.maximum(jaw, moustache)}
     line = mouth_line(t, x)
-    lips = edge(np.maximum(line - 0.8 * t.upper_lip - y, y - line - t.lower_lip), 0.04) * edge(side - t.mouth_width, 0.05)
+    lips = edge(np.maximum(line - 0.8 * t.upper_lip - y, y - line - t.lower_lip), 0.04) * edge(
+        side - t.mouth_width, 0.05
+    )
     return np.clip(grown[conditions.beard] * (1.0 + 0.25 * strands), 0.0, 0.95) * (1.0 - lips)
 
 

@@ -165,9 +165,7 @@ def _cheek_fold(t: FaceTraits, side: Floats, y: Floats) -> Floats:
     return bump(side - line, 0.9 * (down - 0.5), 0.05, 0.55)
 
 
-def _skin(
-    t: FaceTraits, x: Floats, y: Floats, skin: Floats, hair: Floats, generator: np.random.Generator
-) -> Floats:
+def _skin(t: FaceTraits, x: Floats, y: Floats, skin: Floats, hair: Floats, generator: np.random.Generator) -> Floats:
     shape = (y.shape[0], x.shape[1])
     side = np.abs(x)
     mottled = 0.03 * smooth_noise(generator, (26, 19), shape) + 0.02 * smooth_noise(generator, (70, 50), shape)

@@ -111,4 +111,3 @@ def _write_pictures(folder: Path, spec: SyntheticPedestrians, samples: list[Samp
         PILImage.fromarray(picture).save(folder / sample.path, quality=JPEG_QUALITY)
         severities.append(suffered)
     return severities
-

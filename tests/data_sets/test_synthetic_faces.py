@@ -79,10 +79,11 @@ def test_people_are_held_apart() -> None:
     parts = {part: {s.identity for s in samples if s.folder == part} for part in ("train", "test", "distractors")}
     assert {part: len(people) for part, people in parts.items()} == {"train": 300, "test": 100, "distractors": 50}
     assert len(set.union(*parts.values())) == 450
-    traits = np.array([dataclasses.astuple(surface_traits(0, who)) for who in range(1, 451)])
-    distances = np.linalg.norm((traits - traits.mean(0)) / traits.std(0), axis=1)
-    assert len({row.tobytes() for row in traits}) == 450
-    assert 0.8 * traits.shape[1] < (distances**2).mean() < 1.2 * traits.shape[1]
+    # Nobody held apart is somebody trained on under another number.
+    some = [surface(0, who) for part in parts.values() for who in sorted(part)[:20]]
+    traits = np.array([dataclasses.astuple(face.traits) for face in some])
+    distances = np.linalg.norm((traits[:, None] - traits[None]) / traits.std(0), axis=2)[np.triu_indices(60, 1)]
+    assert distances.min() > 0.5 * np.sqrt(2 * traits.shape[1])
 
 
 def surface_traits(seed: int, identity: int) -> FaceTraits:

@@ -88,10 +88,9 @@ def _beard(t: FaceTraits, conditions: Conditions, x: Floats, y: Floats, strands:
     grown = {"stubble": 0.32 * np.maximum(jaw, moustache), "moustache": 0.85 * moustache}
     grown |= {"goatee": 0.85 * np.maximum(chin, moustache), "full": 0.85 * np.maximum(jaw, moustache)}
     line = mouth_line(t, x)
-    lips = edge(np.maximum(line - 0.8 * t.upper_lip - y, y - line - t.lower_lip), 0.04) * edge(
-        side - t.mouth_width, 0.05
-    )
-    return np.clip(grown[conditions.beard] * (1.0 + 0.25 * strands), 0.0, 0.95) * (1.0 - lips)
+    lips = edge(np.maximum(line - 0.8 * t.upper_lip - y, y - line - t.lower_lip), 0.04)
+    lips = lips * edge(side - t.mouth_width, 0.05)
+    return np.asarray(np.clip(grown[conditions.beard] * (1.0 + 0.25 * strands), 0.0, 0.95) * (1.0 - lips))
 
 
 def _open_mouth(colour: Floats, t: FaceTraits, conditions: Conditions, x: Floats, y: Floats) -> Floats:

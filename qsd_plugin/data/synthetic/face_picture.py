@@ -115,7 +115,7 @@ def _expression(face: Surface, conditions: Conditions, x: Floats, y: Floats) -> 
 
 def _moved(landmarks: Floats, face: Surface, conditions: Conditions) -> npt.NDArray[np.float64]:
     """Landmarks [5, 3] where the expression puts them."""
-    moved = landmarks.copy()
+    moved = landmarks.astype(np.float64)
     shift_x, shift_y = _expression(face, conditions, landmarks[:, 0], landmarks[:, 1])
     moved[:, 0] += shift_x
     moved[:, 1] += shift_y

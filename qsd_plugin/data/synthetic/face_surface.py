@@ -58,7 +58,7 @@ class Surface:
 
 def edge(distance: Floats, softness: float = 0.03) -> Floats:
     """Coverage of a shape, 1 inside: ``distance`` is negative there."""
-    return np.clip(0.5 - distance / softness, 0.0, 1.0)
+    return np.asarray(np.clip(0.5 - distance / softness, 0.0, 1.0))
 
 
 def bump(x: Floats, y: Floats, width: float, height: float) -> Floats:
@@ -155,7 +155,7 @@ def _nose(t: FaceTraits, x: Floats, y: Floats) -> Floats:
     ridge = ridge * (1.0 - below) ** 1.5
     width = t.bridge_width + (t.tip_width - t.bridge_width) * np.clip(along, 0.0, 1.0) ** 2
     wings = 0.14 * bump(np.abs(x) - 0.75 * t.nostril_width, y - t.nose_length - 0.03, 0.3 * t.nostril_width, 0.1)
-    return ridge * np.exp(-((x / width) ** 2)) + wings
+    return np.asarray(ridge * np.exp(-((x / width) ** 2)) + wings)
 
 
 def _cheek_fold(t: FaceTraits, side: Floats, y: Floats) -> Floats:
@@ -229,8 +229,8 @@ def _landmarks(t: FaceTraits) -> Floats:
 
 def _sample(values: Floats, x: Floats, y: Floats) -> Floats:
     """Values of the grid at points [N], linear."""
-    places = [((part - start) * PITCH).astype(np.float32)[None] for part, start in ((x, LEFT), (y, TOP))]
-    return np.asarray(cv2.remap(values.astype(np.float32), *places, cv2.INTER_LINEAR)[0], dtype=np.float64)
+    column, row = (((part - start) * PITCH).astype(np.float32)[None] for part, start in ((x, LEFT), (y, TOP)))
+    return np.asarray(cv2.remap(values.astype(np.float32), column, row, cv2.INTER_LINEAR)[0], dtype=np.float64)
 
 
 def smooth_noise(generator: np.random.Generator, knots: tuple[int, int], shape: tuple[int, int]) -> Floats:

@@ -163,6 +163,20 @@ def verify_distances(
     )
 
 
+def correct_pairs(distances: Matrix, issame: Labels, result: VerificationResult) -> Array:
+    """Which pairs the protocol decided rightly, bool [P], for accuracies of parts of them.
+
+    Args:
+        distances: Those that ``result`` was made from, [P].
+        issame: [P], the same.
+        result: Of :func:`verify_distances`.
+    """
+    labels = _labels(issame, len(to_numpy(distances)))
+    fold = _fold_of_pairs(labels, len(result.fold_threshold))
+    correct: Array = (to_numpy(distances) < result.fold_threshold[fold]) == labels
+    return correct
+
+
 def threshold_at(far: Array, thresholds: Array, target: float) -> float:
     """The threshold at which a false acceptance rate is reached, interpolated linearly.
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from qsd_plugin.data.images import read_rgb
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -96,11 +98,10 @@ def _grid(
 
 
 def _show(axis: Axes, image: str, frame: str | None) -> None:
-    from PIL import Image
-
-    with Image.open(image) as opened:
-        # Every picture as the network's 2:1 crop, so that rows line up whatever the crops' sizes.
-        axis.imshow(np.asarray(opened.convert("RGB").resize((64, 128))))
+    opened = read_rgb(image)
+    # Every person as the network's 2:1 crop, every face as a square, so that rows line up whatever the crops' sizes.
+    width = 64 if opened.height > 1.3 * opened.width else 128
+    axis.imshow(np.asarray(opened.resize((width, 128))))
     if frame:
         for spine in axis.spines.values():
             spine.set_visible(True)

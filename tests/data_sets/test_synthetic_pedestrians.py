@@ -19,8 +19,9 @@ from qsd_plugin.core.streams import numpy_stream
 from qsd_plugin.data.synthetic import SyntheticPedestrians, Truth, build, load_truth, pedestrians, storage
 from qsd_plugin.data.synthetic.appearance import Appearance, draw_appearance
 from qsd_plugin.data.synthetic.cameras import camera
+from qsd_plugin.data.synthetic.damage import DEGRADATIONS, total_severity
 from qsd_plugin.data.synthetic.figure import Pose, draw_figure
-from qsd_plugin.data.synthetic.pedestrians import DEGRADATIONS, Sample, render, total_severity
+from qsd_plugin.data.synthetic.pedestrians import Sample, render
 
 TINY = SyntheticPedestrians(
     num_train_identities=3,

@@ -14,22 +14,16 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
-from qsd_plugin import degradations
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.core.streams import numpy_stream
 from qsd_plugin.data.synthetic.appearance import Appearance, draw_appearance
 from qsd_plugin.data.synthetic.cameras import HORIZON, SCENE_WIDTH, Camera, camera
+from qsd_plugin.data.synthetic.damage import damage
 from qsd_plugin.data.synthetic.figure import Pose, draw_figure
 from qsd_plugin.data.synthetic.solids import Floats
 from qsd_plugin.degradations.operations import Image
 
 HEIGHT, WIDTH = 128, 64
-
-#: The degradations used, in the order light meets them on its way into a file. A list of its own, because a
-#: degradation registered later must not change the set.
-DEGRADATIONS = ("occlusion", "darkness", "motion_blur", "blur", "low_resolution", "noise", "compression")
-#: Shares of pictures with no, one and two degradations.
-DEGRADATION_COUNTS = (0.35, 0.4, 0.25)
 
 #: Market-1501's own limits, which readers of its layout enforce.
 MAX_IDENTITY, MAX_CAMERAS = 1501, 6
@@ -134,19 +128,7 @@ def render(spec: SyntheticPedestrians, sample: Sample) -> tuple[Image, dict[str,
         scene = _add_person(scene, draw_appearance(generator), view, generator, size=0.8, aside=side)
     scene = _add_person(scene, _person(spec.seed, sample.identity), view, generator, size=1.0, aside=0.0)
     picture = np.rint(view.respond(_light(scene, generator))).astype(np.uint8)
-
-    severities: dict[str, float] = {}
-    count = int(generator.choice(len(DEGRADATION_COUNTS), p=DEGRADATION_COUNTS))
-    chosen = sorted(generator.choice(len(DEGRADATIONS), size=count, replace=False).tolist())
-    for name in (DEGRADATIONS[place] for place in chosen):
-        severities[name] = spec.degradation * float(generator.uniform())
-        picture, _ = degradations.apply(name, picture, generator, severities[name])
-    return picture, severities
-
-
-def total_severity(severities: dict[str, float]) -> float:
-    """One number in [0, 1] for several degradations: ``1 - product of (1 - severity)``."""
-    return 1.0 - math.prod(1.0 - severity for severity in severities.values())
+    return damage(picture, generator, spec.degradation)
 
 
 @functools.lru_cache(maxsize=4096)

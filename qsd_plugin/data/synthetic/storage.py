@@ -1,46 +1,32 @@
-"""Synthetic sets on disk: Market-1501's folders and names, the truth beside them, built once into a cache."""
+"""Synthetic pedestrians on disk: Market-1501's folders and names, the truth beside them, built once into a cache."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
+import functools
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PILImage
 
-from qsd_plugin.core.errors import DataError
 from qsd_plugin.core.progress import progress
-from qsd_plugin.data.synthetic.pedestrians import (
-    DEGRADATIONS,
-    GALLERY,
-    QUERY,
-    TRAIN,
-    Sample,
-    SyntheticPedestrians,
-    render,
-    total_severity,
+from qsd_plugin.data.synthetic.cache import (
+    META_FILE,
+    TRUTH_FILE,
+    build_once,
+    complete_folder,
+    fingerprint,
+    in_processes,
 )
+from qsd_plugin.data.synthetic.damage import DEGRADATIONS, total_severity
+from qsd_plugin.data.synthetic.pedestrians import GALLERY, QUERY, TRAIN, Sample, SyntheticPedestrians, render
 
 #: Raised with every change that alters a picture, so that no cache is taken for what it is not.
 VERSION = 1
 JPEG_QUALITY = 95
-
-TRUTH_FILE = "truth.csv"
-#: Written last: a folder that has it is complete.
-META_FILE = "meta.json"
-
-_CHUNK = 32  # pictures a worker makes before it reports
 
 
 @dataclass(frozen=True)
@@ -65,8 +51,7 @@ class Truth:
 def build(root: str | Path, spec: SyntheticPedestrians, *, workers: int = 2) -> Path:
     """Make a set below ``root``, or find it there.
 
-    The set is written to a temporary folder that is renamed when complete. An interrupted build therefore leaves
-    nothing that could be taken for a set, and of two processes that build the same one, one wins and both get it.
+    An interrupted build leaves nothing, and two processes that build the same set both get it.
 
     Args:
         root: Cache folder; created if missing.
@@ -81,26 +66,8 @@ def build(root: str | Path, spec: SyntheticPedestrians, *, workers: int = 2) -> 
     Raises:
         DataError: ``root`` cannot be written, or workers cannot be started.
     """
-    folder = Path(root) / f"synthetic_pedestrians_v{VERSION}_{_fingerprint(spec)}"
-    if (folder / META_FILE).is_file():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise DataError(
-            "Cache folder for synthetic data",
-            value=str(root),
-            expected="a folder that can be created and written",
-            remedy=f"Choose another one ({error.strerror}).",
-        ) from error
-    try:
-        _write(building, spec, workers)
-        building.chmod(0o755)  # mkdtemp's 0o700 would lock colleagues out of a shared cache
-        _publish(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return folder
+    folder = Path(root) / f"synthetic_pedestrians_v{VERSION}_{fingerprint(spec)}"
+    return build_once(folder, lambda building: _write(building, spec, workers))
 
 
 def load_truth(folder: str | Path) -> Truth:
@@ -109,14 +76,7 @@ def load_truth(folder: str | Path) -> Truth:
     Raises:
         DataError: No complete synthetic set there.
     """
-    folder = Path(folder)
-    if not (folder / META_FILE).is_file() or not (folder / TRUTH_FILE).is_file():
-        raise DataError(
-            "Synthetic set",
-            value=str(folder),
-            expected=f"a folder with {TRUTH_FILE} and {META_FILE}",
-            remedy="Pass the folder that build() returned.",
-        )
+    folder = complete_folder(folder)
     with (folder / TRUTH_FILE).open(newline="") as file:
         rows = list(csv.DictReader(file))
     return Truth(
@@ -128,15 +88,12 @@ def load_truth(folder: str | Path) -> Truth:
     )
 
 
-def _fingerprint(spec: SyntheticPedestrians) -> str:
-    return hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest()[:8]
-
-
 def _write(folder: Path, spec: SyntheticPedestrians, workers: int) -> None:
     samples = spec.samples()
     for name in (TRAIN, QUERY, GALLERY):
         (folder / name).mkdir()
-    made = progress(_made(folder, spec, samples, workers), "Synthetic pedestrians", total=len(samples))
+    make = functools.partial(_write_pictures, folder, spec)
+    made = progress(in_processes(make, samples, workers), "Synthetic pedestrians", total=len(samples))
     with (folder / TRUTH_FILE).open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "identity", "camera", "severity", *DEGRADATIONS])
@@ -147,30 +104,6 @@ def _write(folder: Path, spec: SyntheticPedestrians, workers: int) -> None:
     (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
 
 
-def _made(folder: Path, spec: SyntheticPedestrians, samples: list[Sample], workers: int) -> Iterator[dict[str, float]]:
-    """Write the pictures and yield their severities, in the order of ``samples``."""
-    chunks = [samples[start : start + _CHUNK] for start in range(0, len(samples), _CHUNK)]
-    if workers <= 1:
-        for chunk in chunks:
-            yield from _write_pictures(folder, spec, chunk)
-        return
-    # Spawned, not forked: the parent may hold threads, as every process that has run torch does.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            futures = [pool.submit(_write_pictures, folder, spec, chunk) for chunk in chunks]
-            for future in futures:
-                yield from future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "Worker processes for synthetic data",
-                value=workers,
-                expected="processes that can import the main script again",
-                remedy='Call build() under `if __name__ == "__main__":`, or pass workers=1.',
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def _write_pictures(folder: Path, spec: SyntheticPedestrians, samples: list[Sample]) -> list[dict[str, float]]:
     severities = []
     for sample in samples:
@@ -178,21 +111,3 @@ def _write_pictures(folder: Path, spec: SyntheticPedestrians, samples: list[Samp
         PILImage.fromarray(picture).save(folder / sample.path, quality=JPEG_QUALITY)
         severities.append(suffered)
     return severities
-
-
-def _publish(building: Path, folder: Path) -> None:
-    """Rename the complete set into place unless another process was first; a folder without a marker is replaced."""
-    while True:
-        try:
-            building.rename(folder)  # fails where a folder with files in it stands
-            return
-        except OSError:
-            if (folder / META_FILE).is_file():
-                return
-            if not folder.is_dir():
-                raise
-        # Moved aside first: renaming is atomic, deleting is not.
-        stale = building.with_name(f"{building.name}.stale")
-        with suppress(FileNotFoundError):
-            folder.rename(stale)
-            shutil.rmtree(stale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from qsd_plugin.data.synthetic import SyntheticPedestrians
+from qsd_plugin.data.synthetic import SyntheticFaces, SyntheticPedestrians
 
 
 def add_data_config(cfg: Any) -> None:
@@ -45,3 +45,11 @@ def add_data_config(cfg: Any) -> None:
     # DEGRADATION: strength of blur, low resolution, noise, ... 0 (none) to 1. SEED: of everything random, >= 0.
     for field in dataclasses.fields(SyntheticPedestrians):
         node.SYNTHETIC[field.name.upper()] = field.default
+
+    # What SyntheticFaces and its test sets contain; other values make another set in the cache.
+    node.FACES = type(cfg)()
+    # People trained on, people searched for and people in the gallery only (the latter two together at least 20).
+    # IMAGES_PER_IDENTITY (>= 2). NUM_PAIRS: pairs to verify, a multiple of 20. SIZE: side of the images, pixels.
+    # DEGRADATION: strength of blur, low resolution, noise, ... 0 (none) to 1. SEED: of everything random, >= 0.
+    for field in dataclasses.fields(SyntheticFaces):
+        node.FACES[field.name.upper()] = field.default

@@ -1,4 +1,4 @@
-"""Data sets registered in fast-reid: own folders and lists, CUHK03's new protocol, synthetic pedestrians, faces.
+"""Data sets registered in fast-reid: own folders and lists, CUHK03's new protocol, faces, synthetic people and faces.
 
 The host builds a data set from its root folder alone. What else one needs comes from the config in force, which
 :func:`using` sets while data sets are built; the plugin's loaders do.
@@ -22,6 +22,7 @@ from fastreid.data.datasets.cuhk03 import CUHK03
 
 from qsd_plugin.core.distributed import rank
 from qsd_plugin.core.errors import ConfigError, DataError
+from qsd_plugin.data import synthetic
 from qsd_plugin.data.face_records import classes, face_folder
 from qsd_plugin.data.items import ImageItem, ImageSplits
 from qsd_plugin.data.recordio import open_records
@@ -148,8 +149,6 @@ class SyntheticPedestrians(SplitDataset):
     """The built-in generator's set for ``DATA.SYNTHETIC``, made on first use and kept in the cache."""
 
     def __init__(self, root: str = "datasets", **kwargs: Any) -> None:
-        from qsd_plugin.data import synthetic
-
         cfg = config_in_force()
         spec = synthetic.SyntheticPedestrians(**{key.lower(): value for key, value in cfg.DATA.SYNTHETIC.items()})
         folder = synthetic.build(cache_folder(cfg), spec, workers=os.cpu_count() or 1)
@@ -208,10 +207,28 @@ class FaceFolder(FaceDataset):
         super().__init__((path for path, _ in faces), (name for _, name in faces), folder.expanduser(), **kwargs)
 
 
+class SyntheticFaces(FaceDataset):
+    """The training part of the built-in generator's set for ``DATA.FACES``, made on first use and kept in the cache."""
+
+    def __init__(self, root: str = "datasets", **kwargs: Any) -> None:
+        from qsd_plugin.data.synthetic.faces import TRAIN
+
+        spec, folder = synthetic_faces(config_in_force())
+        samples = [sample for sample in spec.samples() if sample.folder == TRAIN]
+        names = (f"{sample.identity:05d}" for sample in samples)
+        super().__init__((str(folder / sample.path) for sample in samples), names, folder, **kwargs)
+
+
+def synthetic_faces(cfg: Any) -> tuple[synthetic.SyntheticFaces, Path]:
+    """What ``DATA.FACES`` asks for, and its folder in the cache, where it is made on first use."""
+    spec = synthetic.SyntheticFaces(**{key.lower(): value for key, value in cfg.DATA.FACES.items()})
+    return spec, synthetic.build_faces(cache_folder(cfg), spec, workers=os.cpu_count() or 1)
+
+
 def register_datasets() -> None:
     """Register the plugin's data sets in the host, once."""
-    own = (ReIDFolder, ReIDList, CUHK03Detected, CUHK03Labeled, SyntheticPedestrians, FaceRecord, FaceFolder)
-    for data_set in own:
+    persons = (ReIDFolder, ReIDList, CUHK03Detected, CUHK03Labeled, SyntheticPedestrians)
+    for data_set in (*persons, FaceRecord, FaceFolder, SyntheticFaces):
         if data_set.__name__ not in DATASET_REGISTRY._obj_map:
             DATASET_REGISTRY.register(data_set)
 

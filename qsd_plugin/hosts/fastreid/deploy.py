@@ -22,7 +22,7 @@ from torch import nn
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError
 from qsd_plugin.core.files import check_writable
-from qsd_plugin.hosts.fastreid import deployed, report
+from qsd_plugin.hosts.fastreid import deployed, face_tests, report
 from qsd_plugin.hosts.fastreid.baseline_losses import PLUGIN_LOSSES
 from qsd_plugin.hosts.fastreid.compat.checkpoint_files import read_checkpoint
 from qsd_plugin.hosts.fastreid.compose import evaluated_architecture
@@ -90,8 +90,8 @@ def plain_config(cfg: Any) -> Any:
     * ``MODEL.META_ARCHITECTURE`` is the base at the end of the chain of composed architectures; MoCo and Distiller
       become Baseline, which is what they evaluate as.
     * A head of the plugin becomes the host's class it extends, a class layer of the plugin the host's ``Linear``.
-    * Data sets of the plugin (ReIDFolder, ...) are left out of ``DATASETS``; when none remains, name one to evaluate
-      on, as in ``DATASETS.TESTS "('Market1501',)"``. ``results.json`` keeps the names.
+    * Data sets and face test sets of the plugin (ReIDFolder, IJB, ...) are left out of ``DATASETS``; when none remains,
+      name one to evaluate on, as in ``DATASETS.TESTS "('Market1501',)"``. ``results.json`` keeps the names.
     * What concerns the training alone (initial weights, teachers, output folder) is the host's default.
 
     Raises:
@@ -109,7 +109,9 @@ def plain_config(cfg: Any) -> Any:
     if is_plugins(getattr(any_softmax, heads.CLS_LAYER)):
         heads.CLS_LAYER = "Linear"
     for key in ("NAMES", "TESTS"):
-        plain.DATASETS[key] = tuple(name for name in plain.DATASETS[key] if not is_plugins(data_sets[name]))
+        # Face test sets are no data sets of the host's registry, and the plugin's too.
+        known = [name for name in plain.DATASETS[key] if name not in face_tests.TESTS]
+        plain.DATASETS[key] = tuple(name for name in known if not is_plugins(data_sets[name]))
     for key, name, entry in (
         ("META_ARCHITECTURE", model.META_ARCHITECTURE, parts["MODEL.META_ARCHITECTURE"][model.META_ARCHITECTURE]),
         ("BACKBONE.NAME", model.BACKBONE.NAME, parts["MODEL.BACKBONE.NAME"][model.BACKBONE.NAME]),

@@ -28,7 +28,6 @@ def load_model(cfg: Any, checkpoint: Path) -> nn.Module:
     return model.eval()
 
 
-@torch.no_grad()
 def embed(
     cfg: Any, model: nn.Module, items: Items, *, title: str = "Embedding images", tap: str | None = None
 ) -> torch.Tensor:
@@ -44,13 +43,22 @@ def embed(
     Returns:
         [N, D] float32 on the CPU, not normalised.
     """
-    from fastreid.data.build import fast_batch_collator
     from fastreid.data.transforms import build_transforms
 
     # A class of ours: a spawned worker must not unpickle one of the host's before the plugin is activated in it.
     from qsd_plugin.hosts.fastreid.loaders import TestSet
 
     images = TestSet(list(items), build_transforms(cfg, is_train=False))
+    return embed_images(cfg, model, images, title=title, tap=tap)
+
+
+@torch.no_grad()
+def embed_images(
+    cfg: Any, model: nn.Module, images: Any, *, title: str, tap: str | None = None, mirrored: bool = False
+) -> torch.Tensor:
+    """:func:`embed` for a data set whose samples hold ``images``; ``mirrored``: the mean with the mirror image's."""
+    from fastreid.data.build import fast_batch_collator
+
     loader: Any = torch.utils.data.DataLoader(
         images,
         batch_size=cfg.TEST.IMS_PER_BATCH,
@@ -62,6 +70,9 @@ def embed(
     parts = []
     with TapRecorder(model, [tap] if tap else []) as recorded:
         for batch in progress(loader, title):
-            output = model({"images": batch["images"].to(device)})
+            pixels = batch["images"].to(device)
+            output = model({"images": pixels})
+            if mirrored:
+                output = (output + model({"images": pixels.flip(3)})) / 2
             parts.append((recorded[tap].flatten(1) if tap else output).float().cpu())
     return torch.cat(parts)

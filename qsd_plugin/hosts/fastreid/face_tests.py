@@ -16,10 +16,15 @@ from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.data.face_sets import read_ijb, read_tinyface
 from qsd_plugin.data.images import read_rgb
 from qsd_plugin.data.items import existing_folder, image_files
+from qsd_plugin.data.synthetic import load_face_truth
+from qsd_plugin.data.synthetic.face_protocols import identification, verification
 from qsd_plugin.evaluation.arrays import Array
 from qsd_plugin.evaluation.identification import SCFACE_METRES, closed_set, scface, scface_split
+from qsd_plugin.evaluation.quality_curves import error_discard_curve
 from qsd_plugin.evaluation.templates import verify_templates
-from qsd_plugin.evaluation.verification import verify_pairs
+from qsd_plugin.evaluation.verification import correct_pairs, normalised, verify_distances, verify_pairs
+from qsd_plugin.hosts.fastreid.datasets import synthetic_faces
+from qsd_plugin.report.per_query import quality_groups
 
 
 @dataclass(frozen=True)
@@ -193,12 +198,80 @@ def ijb(cfg: Any) -> FaceTest:
     return FaceTest(paths, AlignedFiles(paths, data.points), score)
 
 
+def synthetic_verification(cfg: Any) -> FaceTest:
+    """``SyntheticFacesVerification``: ten-fold verification of the built-in faces, also by thirds of the pairs.
+
+    The quality of a pair is that of its worse image, the quality of an image its true severity of degradation.
+    """
+    spec, folder = synthetic_faces(cfg)
+    data = verification(spec)
+    severity = _severity(folder, data.paths)
+    quality = -severity[data.pairs].max(axis=1)
+
+    def score(features: torch.Tensor) -> Score:
+        unit = normalised(features.numpy())
+        distances = np.square(unit[data.pairs[:, 0]] - unit[data.pairs[:, 1]]).sum(axis=1)
+        result = verify_distances(distances, data.issame, far_targets=(1e-1, 1e-2))
+        correct = correct_pairs(distances, data.issame, result)
+        thirds = {name: 100 * float(correct[rows].mean()) for name, rows in _thirds(quality).items()}
+        tar = {f"TAR@FAR={point.far_target:.0e}": 100 * point.val for point in result.at_far}
+        numbers = {"accuracy": 100 * result.accuracy, **tar, **thirds, "metric": 100 * result.accuracy}
+        edc = error_discard_curve(
+            -distances, data.issame, -severity[data.pairs[:, 0]], -severity[data.pairs[:, 1]], start_error=0.1
+        )
+        details = {"result": result, "error_discard": edc}
+        return Score(numbers, details, {"SyntheticFaces": (result.fpr, result.tpr)})
+
+    return _of_files(folder, data.paths, score)
+
+
+def synthetic_identification(cfg: Any) -> FaceTest:
+    """``SyntheticFacesIdentification``: the built-in faces among distractors, rank 1 also by thirds of the probes."""
+    spec, folder = synthetic_faces(cfg)
+    data = identification(spec)
+    first, last = data.num_probe, data.num_probe + data.num_mated
+    quality = -_severity(folder, data.paths[:first])
+
+    def score(features: torch.Tensor) -> Score:
+        result = closed_set(
+            features[:first],
+            features[first:last],
+            data.identities[:first],
+            data.identities[first:last],
+            distractors=features[last:] if last < len(features) else None,
+            metric=cfg.TEST.METRIC,
+        )
+        rates = {f"Rank-{r}": 100 * rate for r, rate in result.rates.items()}
+        thirds = {name: 100 * float(np.mean(result.rank[rows] == 1)) for name, rows in _thirds(quality).items()}
+        return Score({**rates, **thirds, "metric": rates["Rank-1"]}, {"SyntheticFaces": result})
+
+    return _of_files(folder, data.paths, score)
+
+
 TESTS: dict[str, Callable[[Any], FaceTest]] = {
     "VerificationBin": verification_bin,
     "TinyFace": tinyface,
     "SCface": scface_test,
     "IJB": ijb,
+    "SyntheticFacesVerification": synthetic_verification,
+    "SyntheticFacesIdentification": synthetic_identification,
 }
+
+
+def _of_files(folder: Path, names: Sequence[str], score: Callable[[torch.Tensor], Score]) -> FaceTest:
+    paths = [str(folder / name) for name in names]
+    return FaceTest(paths, ImageFiles(paths), score)
+
+
+def _severity(folder: Path, names: Sequence[str]) -> Array:
+    """True severity of degradation, [N]."""
+    truth = load_face_truth(folder)
+    known = dict(zip(truth.paths, truth.severity.tolist(), strict=True))
+    return np.array([known[name] for name in names])
+
+
+def _thirds(quality: Array) -> dict[str, Array]:
+    return {name: rows for name, rows in quality_groups(quality).items() if name != "all"}
 
 
 def _folder(cfg: Any, key: str) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.core.files import write_atomically
-from qsd_plugin.data.synthetic import load_truth
+from qsd_plugin.data.synthetic import load_face_truth, load_truth
 from qsd_plugin.hosts.fastreid.datasets import dataset_folder, training_set
 from qsd_plugin.quality.checks import LabelCheck, check_labels
 from qsd_plugin.quality.labels import QualityLabels
@@ -27,8 +27,8 @@ logger = logging.getLogger("fastreid.qsd_plugin.labels")
 
 REPORT = "check.json"
 PICTURE = "label_histogram.png"
-#: The data set whose images' true severities are known.
-SYNTHETIC = "SyntheticPedestrians"
+#: The data sets whose images' true severities are known.
+SYNTHETIC = {"SyntheticPedestrians": load_truth, "SyntheticFaces": load_face_truth}
 
 
 def check_files(cfg: Any, files: Mapping[str, Path]) -> dict[str, LabelCheck]:
@@ -77,7 +77,7 @@ def compare_files(cfg: Any, files: Sequence[Path], *, severity: bool) -> tuple[s
     Args:
         cfg: The host's config, with one training set.
         files: Label files.
-        severity: Compare them with the true severities of ``SyntheticPedestrians`` too.
+        severity: Compare them with the true severities of one of :data:`SYNTHETIC` too.
 
     Raises:
         ConfigError: More than one training set, or no truth is known about it.
@@ -87,9 +87,12 @@ def compare_files(cfg: Any, files: Sequence[Path], *, severity: bool) -> tuple[s
             "DATASETS.NAMES", value=tuple(cfg.DATASETS.NAMES), expected="one training set, because labels are compared"
         )
     name = cfg.DATASETS.NAMES[0]
-    if severity and name != SYNTHETIC:
+    if severity and name not in SYNTHETIC:
         raise ConfigError(
-            "--severity", value=name, expected=f"DATASETS.NAMES {SYNTHETIC}", remedy="Real images have no known truth."
+            "--severity",
+            value=name,
+            expected=f"DATASETS.NAMES {' or '.join(SYNTHETIC)}",
+            remedy="Real images have no known truth.",
         )
     items = training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1]
     root = dataset_folder(cfg, name)
@@ -112,7 +115,7 @@ def compare_files(cfg: Any, files: Sequence[Path], *, severity: bool) -> tuple[s
         ],
     }
     if severity:
-        truth = load_truth(root)
+        truth: Any = SYNTHETIC[name](root)
         place = {path: row for row, path in enumerate(truth.paths)}
         rows = np.array([place[Path(path).relative_to(root).as_posix()] for path in paths])
         kinds = {kind: values[rows] for kind, values in truth.by_degradation.items()}

@@ -1,7 +1,8 @@
 """Face protocols by ``DATASETS.TESTS``: the host embeds the images, :mod:`qsd_plugin.evaluation` scores.
 
-``VerificationBin`` (ten-fold verification), ``IJB`` (1:1 templates), ``TinyFace`` (closed-set identification) and
-``SCface`` (the same at three distances), also with ``--eval-only``. ``TEST.FLIP.ENABLED`` adds the embedding of the
+``VerificationBin`` (ten-fold verification), ``IJB`` (1:1 templates), ``TinyFace`` (closed-set identification),
+``SCface`` (the same at three distances), and both kinds on built-in faces (``SyntheticFacesVerification``,
+``SyntheticFacesIdentification``), also with ``--eval-only``. ``TEST.FLIP.ENABLED`` adds the embedding of the
 mirror image, as published face results do.
 """
 

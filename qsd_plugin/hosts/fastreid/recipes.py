@@ -17,7 +17,7 @@ from qsd_plugin.core.distributed import rank, world_size
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.stages import Stage
-from qsd_plugin.hosts.fastreid import deploy, deployed, extract, face_tests, report, samplers
+from qsd_plugin.hosts.fastreid import deploy, deployed, extract, face_report, face_tests, report, samplers
 from qsd_plugin.hosts.fastreid.compose import base_architecture, in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, stored_sizes, test_set, training_set
 from qsd_plugin.hosts.fastreid.folds import check_folds
@@ -66,7 +66,7 @@ def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
 
 
 def _qsd_stages(cfg: Any, arguments: Any) -> list[Stage]:
-    check_final_stage(cfg)
+    check_final_stage(cfg, faces=True)
     root = Path(cfg.OUTPUT_DIR)
     items = _training_items(cfg)
     data = _digest(items)
@@ -150,9 +150,11 @@ def labels_stage(
 
 def report_stage(cfg: Any, baseline: Any, arms: dict[str, Path], *, name: str = "report") -> Stage:
     """The last stage: every arm's checkpoint on the test sets of ``cfg``, with pictures."""
+    of_faces = all(test in face_tests.TESTS for test in cfg.DATASETS.TESTS)
+    write = face_report.write_report if of_faces else report.write_report
     return Stage(
         name,
-        lambda folder, resume: report.write_report(baseline, cfg, arms, label_files(cfg), folder),
+        lambda folder, resume: write(baseline, cfg, arms, label_files(cfg), folder),
         keys={"TEST.METRIC": cfg.TEST.METRIC, "DATASETS.TESTS": list(cfg.DATASETS.TESTS)},
         inputs=list(arms.values()),
         outputs=["results.json", "results.md"],
@@ -177,23 +179,37 @@ def fold_stages(cfg: Any, root: Path, arguments: Any, items: Mapping[str, list[I
     return stages
 
 
-def check_final_stage(cfg: Any) -> None:
+def check_final_stage(cfg: Any, *, faces: bool = False) -> None:
     """Build the final stage's model once, so that a mistake in it does not come to light after the baseline's hours.
+
+    Args:
+        cfg: The final stage's config.
+        faces: Whether face test sets will do.
 
     Raises:
         QSDPluginError: Whatever is wrong with the architecture, its levels or its options.
     """
     samplers.check_config(cfg)
-    faces = [name for name in cfg.DATASETS.TESTS if name in face_tests.TESTS]
-    if faces:
+    of_faces = [name for name in cfg.DATASETS.TESTS if name in face_tests.TESTS]
+    if of_faces and not faces:
+        raise ConfigError(
+            "DATASETS.TESTS of an experiment",
+            value=of_faces,
+            expected="person re-identification sets, which are compared query by query",
+            remedy="Train with tools/train_net.py, whose report does not need queries.",
+        )
+    if of_faces and len(of_faces) < len(cfg.DATASETS.TESTS):
         raise ConfigError(
             "DATASETS.TESTS of a recipe",
-            value=faces,
-            expected="person re-identification sets, which its report compares query by query",
-            remedy="Evaluate face test sets with --eval-only, or train without RECIPE.NAME.",
+            value=list(cfg.DATASETS.TESTS),
+            expected="either face test sets or person re-identification sets, which differ in their reports",
+            remedy="Evaluate the others afterwards with --eval-only.",
         )
     for name in cfg.DATASETS.TESTS:
-        test_set(cfg, name)
+        if name in face_tests.TESTS:
+            face_tests.TESTS[name](cfg)
+        else:
+            test_set(cfg, name)
     check_model(cfg)
 
 

@@ -180,12 +180,12 @@ def test_eval_only_on_scface(tmp_path: Path) -> None:
     assert list(found) == ["d1 (4.2 m)", "d2 (2.6 m)", "d3 (1.0 m)", "metric"]
 
 
-def test_recipes_of_person_sets_refuse_them_before_training(tmp_path: Path) -> None:
+def test_experiments_refuse_them_before_training(tmp_path: Path) -> None:
     from qsd_plugin.hosts.fastreid import recipes
 
     cfg = toy_cfg(tmp_path / "out", **{"DATASETS.TESTS": ("SCface",)})
     with pytest.raises(
-        ConfigError, match=r"DATASETS.TESTS of a recipe: got \['SCface'\]; expected person.*--eval-only"
+        ConfigError, match=r"DATASETS.TESTS of an experiment: got \['SCface'\]; expected person.*train_net.py"
     ):
         recipes.check_final_stage(cfg)
 

@@ -14,6 +14,7 @@ from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set
 from qsd_plugin.hosts.fastreid.feature_caching import cache_stages, wants_cache
 from qsd_plugin.hosts.fastreid.meta_arch.qud_teacher import build_teacher, teacher_config, teacher_files
+from qsd_plugin.methods.qud import Teacher
 
 
 def qud_stages(cfg: Any, arguments: Any) -> list[Stage]:
@@ -69,7 +70,13 @@ def _cache_stages(student: Any, items: Mapping[str, list[Item]]) -> list[Stage]:
     """The stage that asks the teacher once per image: an ONNX file if one is named, else the network."""
     source = "onnx" if student.QUD.TEACHER.ONNX else "network"
     asked = recipes.derive(student, Path(student.OUTPUT_DIR), QUD__TEACHER__SOURCE=source)
-    return cache_stages(student, lambda: build_teacher(asked), items, inputs=teacher_files(asked))
+
+    def teacher() -> Teacher:
+        built = build_teacher(asked)
+        assert built is not None  # only the source cache has none
+        return built
+
+    return cache_stages(student, teacher, items, inputs=teacher_files(asked))
 
 
 def _teacher_stage(cfg: Any, folder: Path, arguments: Any) -> Stage:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run an experiment: arms x seeds x splits of a recipe, all arms of a seed from one baseline.
+"""Run an experiment: arms x seeds x splits of a recipe, all arms of a seed from one baseline, or with one teacher.
 
     python tools/experiment.py projects/QSD/experiments/real.yml --jobs 2 DATA.LIST /data/images.csv
 
@@ -15,7 +15,7 @@ import sys
 from tabulate import tabulate
 
 from qsd_plugin.core.errors import ConfigError, QSDPluginError
-from qsd_plugin.report.experiment import BASELINE, LABELS, chosen_arms, read_experiment
+from qsd_plugin.report.experiment import RESERVED, chosen_arms, read_experiment
 
 
 def main() -> None:
@@ -36,7 +36,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="ARM", help="this arm only; may be repeated")
     parser.add_argument("--list", action="store_true", help="print what has finished and stop")
     parser.add_argument(
-        "--from-stage", metavar="NAME", help="run this stage again: an arm, or baseline or labels and all arms with it"
+        "--from-stage",
+        metavar="NAME",
+        help="run this stage again: an arm, or a shared one (baseline, labels; teacher, cache) and all arms",
     )
     parser.add_argument("--accept-stale", action="store_true", help="keep finished stages with other settings")
     parser.add_argument(
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     """List or run what the command line asks for; the number of failed stages, at most 1."""
     experiment = read_experiment(arguments.experiment)
     arms = chosen_arms(experiment, arguments.only)
-    if arguments.from_stage not in (None, BASELINE, LABELS):
+    if arguments.from_stage not in (None, *RESERVED):
         chosen_arms(experiment, [arguments.from_stage])
     options = list(arguments.opts)
     if len(options) % 2:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from qsd_plugin.core.errors import DataError
 from qsd_plugin.report import per_query, per_trial
 from qsd_plugin.report.bootstrap import DETECTABLE, DRAWS, IdentityBootstrap
-from qsd_plugin.report.experiment import BASELINE, Experiment
+from qsd_plugin.report.experiment import TRAINED, Experiment
 from qsd_plugin.report.per_query import GROUPS, PerQuery
 from qsd_plugin.report.per_trial import PerTrial, load_outcome
 
@@ -32,13 +32,13 @@ _INDIFFERENT = ("OUTPUT_DIR", "MODEL.WEIGHTS", "QUALITY.FILES")
 
 
 def load_runs(experiment: Experiment) -> dict[str, Runs]:
-    """Finished runs by arm, the baseline first, then in the order of the experiment's file.
+    """Finished runs by arm, the baseline or teacher first, then in the order of the experiment's file.
 
     Raises:
         DataError: Two arms of a block were evaluated on different queries, or nothing has finished.
     """
     arms: dict[str, Runs] = {}
-    for arm in (BASELINE, *experiment.arms):
+    for arm in (*TRAINED, *experiment.arms):
         found = {block: load_outcome(experiment.folder(*block) / arm) for block in experiment.blocks}
         arms[arm] = {block: outcome for block, outcome in found.items() if outcome is not None}
     if not any(arms.values()):
@@ -97,7 +97,7 @@ def summarise(experiment: Experiment, *, reference: str, draws: int = DRAWS, see
         "bootstrap": {"draws": draws, "seed": seed, "detectable_in_standard_errors": DETECTABLE},
         "arms": {
             arm: {
-                "about": experiment.arms[arm].about if arm in experiment.arms else "where all arms start",
+                "about": experiment.arms[arm].about if arm in experiment.arms else TRAINED[arm],
                 "runs": len(runs),
                 "metrics": _means(runs),
                 "config": _config_difference(one["settings"], settings[arm]["settings"]),

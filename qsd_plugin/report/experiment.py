@@ -13,8 +13,13 @@ from qsd_plugin.core.files import write_atomically
 
 #: Where an experiment's folder keeps its description.
 DESCRIPTION = "experiment.json"
-#: Stage folders beside those of the arms.
-BASELINE, LABELS, PICTURES = "baseline", "labels", "report"
+#: Stage folders beside those of the arms: what QSD's arms share, what QUD's arms share, the pictures.
+BASELINE, LABELS = "baseline", "labels"
+TEACHER, CACHE = "teacher", "cache"
+PICTURES = "report"
+RESERVED = (BASELINE, LABELS, TEACHER, CACHE, PICTURES)
+#: Shared stages that are trained, and so have a row in the tables.
+TRAINED = {BASELINE: "where all arms start", TEACHER: "whom the students learn from"}
 
 _FIELDS = (
     "config",
@@ -174,7 +179,7 @@ def chosen_arms(experiment: Experiment, names: Sequence[str]) -> list[str]:
 def _arms(value: Any, where: str) -> dict[str, Arm]:
     arms: dict[str, Arm] = {}
     for name, fields in _mapping(value, f"{where} arms").items():
-        if name in (BASELINE, LABELS, PICTURES):
+        if name in RESERVED:
             raise ConfigError(f"{where} arms", value=name, expected="a name that is not one of the recipe's own stages")
         fields = _mapping(fields or {}, f"{where} arm {name}", _ARM_FIELDS)
         overrides = flat(fields.get("overrides") or {}, f"{where} arm {name}: overrides")

@@ -1,13 +1,13 @@
-"""Runs an experiment: per (split, seed) one baseline and its labels, then every arm from there, each stage resumable.
+"""Runs an experiment: per (split, seed) what all arms share, then every arm from there, each stage resumable.
 
-The stages of a block lie in ``<output>/<split>/seed<k>/``: ``baseline``, ``labels`` and one folder per arm. Training
-stages end with :class:`PerQuery` results of the last epoch. An arm that fails leaves its traceback in ``error.txt`` and
-the others go on.
+The stages of a block lie in ``<output>/<split>/seed<k>/``: those that all arms share (``baseline`` and ``labels``;
+``teacher`` and ``cache`` for QUD), and one folder per arm. What each does is in
+:mod:`~qsd_plugin.hosts.fastreid.experiment_stages`. An arm that fails leaves its traceback in ``error.txt`` and the
+others go on.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
@@ -25,17 +25,14 @@ from qsd_plugin.core.errors import ConfigError, StageError
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.progress import duration
 from qsd_plugin.core.stages import MARKER, Stage, run_recipe
-from qsd_plugin.hosts.fastreid import processes, recipes, report, samplers
-from qsd_plugin.hosts.fastreid.datasets import dataset_folder, training_set
-from qsd_plugin.hosts.fastreid.quality import label_files
-from qsd_plugin.report import per_query
-from qsd_plugin.report.experiment import BASELINE, LABELS, PICTURES, Experiment
+from qsd_plugin.hosts.fastreid import processes
+from qsd_plugin.hosts.fastreid.experiment_stages import RECIPES, check_arm, shared_stages, stages_of_block
+from qsd_plugin.report.experiment import PICTURES, RESERVED, Experiment
 
 #: Where a failed stage leaves its traceback, and a block in a process of its own what it prints.
 ERROR, CONSOLE = "error.txt", "console.log"
 
 _POLL_S = 0.5
-_ARGUMENTS = argparse.Namespace(config_file="", eval_only=False)  # for the host's log
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Plan:
         experiment: What it is about.
         arms: Names of the arms to run.
         options: ``KEY VALUE`` pairs from the command line; they lie between the common and the arms' own overrides.
-        redo: A stage to run again although it has finished; ``baseline`` and ``labels`` take all arms with them.
+        redo: A stage to run again although it has finished; one that all arms share takes them with it.
         accept_stale: Keep finished stages although their settings have changed.
     """
 
@@ -59,7 +56,13 @@ class Plan:
     @property
     def stages(self) -> list[str]:
         """Names of the stages of a block."""
-        return [BASELINE, LABELS, *self.arms, *([PICTURES] if self.experiment.pictures else [])]
+        return [*self.shared, *self.arms, *([PICTURES] if self.experiment.pictures else [])]
+
+    @functools.cached_property
+    def shared(self) -> list[str]:
+        """Names of the stages that come before the arms; without the first there are no arms."""
+        split, seed = self.experiment.blocks[0]
+        return shared_stages([block_config(self, split, seed, arm) for arm in self.arms])
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,9 @@ def check(plan: Plan) -> None:
     split, seed = plan.experiment.blocks[0]
     for arm in plan.arms:
         cfg = block_config(plan, split, seed, arm)
-        if cfg.RECIPE.NAME != "qsd":
-            raise ConfigError("RECIPE.NAME", value=cfg.RECIPE.NAME, expected="qsd in an experiment")
-        if len(cfg.DATASETS.TESTS) != 1:
-            raise ConfigError("DATASETS.TESTS", value=cfg.DATASETS.TESTS, expected="one test set in an experiment")
-        recipes.check_final_stage(cfg)
+        if cfg.RECIPE.NAME not in RECIPES:
+            raise ConfigError("RECIPE.NAME", value=cfg.RECIPE.NAME, expected=f"{' or '.join(RECIPES)} in an experiment")
+        check_arm(cfg)
 
 
 def block_config(plan: Plan, split: str, seed: int, arm: str | None = None) -> Any:
@@ -139,7 +140,7 @@ def run_block(plan: Plan, split: str, seed: int, stage_ended: Callable[[Event], 
         except Exception as error:
             write_atomically(root / stage.name / ERROR, traceback.format_exc().encode())
             stage_ended(Event(split, seed, stage.name, None, f"{type(error).__name__}: {error}"))
-            if stage.name == BASELINE:
+            if stage.name == plan.shared[0]:
                 return  # nothing can start without it
             continue
         (root / stage.name / ERROR).unlink(missing_ok=True)
@@ -148,31 +149,9 @@ def run_block(plan: Plan, split: str, seed: int, stage_ended: Callable[[Event], 
 
 
 def block_stages(plan: Plan, split: str, seed: int) -> list[Stage]:
-    """The stages of one block: baseline, labels, the arms and, where the experiment wants them, the pictures."""
-    cfg = block_config(plan, split, seed)
-    root = Path(cfg.OUTPUT_DIR)
-    items = {name: training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1] for name in cfg.DATASETS.NAMES}
-    data = recipes._digest(items)
-    plain = recipes.baseline_config(cfg, root / BASELINE)
-    given = cfg.RECIPE.BASELINE.WEIGHTS
-    checkpoint = Path(given) if given else root / BASELINE / "model_final.pth"
-    own_keys = recipes._without(plain, recipes._NO_QUALITY)
-    stages = [_training_stage(BASELINE, plain, plain, data, own_keys, [], checkpoint if given else None)]
-    folds = recipes.fold_stages(cfg, root, _ARGUMENTS, items)
-    stages += [*folds, recipes.labels_stage(cfg, plain, checkpoint, items, folds=folds)]
-    for arm in plan.arms:
-        own = block_config(plan, split, seed, arm)
-        tuned = recipes.derive(
-            own, root / arm, MODEL__WEIGHTS=str(checkpoint), QUALITY__FILES=tuple(map(str, label_files(own)))
-        )
-        with_quality = tuned.MODEL.META_ARCHITECTURE != tuned.QSD.BASE or samplers.needs_labels(tuned)
-        keys = recipes._without(tuned, () if with_quality else recipes._NO_QUALITY)
-        inputs = [checkpoint, *(label_files(own) if with_quality else [])]
-        stages.append(_training_stage(arm, tuned, plain, data, keys, inputs))
-    if plan.experiment.pictures:
-        arms = {BASELINE: checkpoint, **{arm: root / arm / "model_final.pth" for arm in plan.arms}}
-        stages.append(recipes.report_stage(cfg, plain, arms, name=PICTURES))
-    return stages
+    """The stages of one block: what the arms share, the arms and, where the experiment wants them, the pictures."""
+    arms = {arm: block_config(plan, split, seed, arm) for arm in plan.arms}
+    return stages_of_block(block_config(plan, split, seed), arms, pictures=plan.experiment.pictures)
 
 
 def is_finished(folder: Path) -> bool:
@@ -200,7 +179,7 @@ class Progress:
     """
 
     def __init__(self, plan: Plan, jobs: int, announce: Callable[[str], None]) -> None:
-        names = plan.stages
+        names, self._first = plan.stages, plan.shared[0]
         self.failures: list[Event] = []
         self._left = [(block, stage) for block in plan.experiment.blocks for stage in names]
         self._total, self._jobs, self._announce = len(self._left), jobs, announce
@@ -209,7 +188,7 @@ class Progress:
     def stage_ended(self, event: Event) -> None:
         """Take down the end of a stage and announce it."""
         block = (event.split, event.seed)
-        lost = event.error and event.stage == BASELINE
+        lost = event.error and event.stage == self._first
         self._left = [left for left in self._left if left != (block, event.stage) and not (lost and left[0] == block)]
         if event.error:
             self.failures.append(event)
@@ -228,50 +207,6 @@ class Progress:
             return None
         typical = sum(known.values()) / len(known)
         return sum(known.get(_kind(stage), typical) for _, stage in self._left) / self._jobs
-
-
-def _training_stage(
-    name: str,
-    cfg: Any,
-    plain: Any,
-    data: str,
-    keys: dict[str, Any],
-    inputs: Sequence[Path],
-    given: Path | None = None,
-) -> Stage:
-    """Train ``cfg``, or take the ``given`` checkpoint, and evaluate it with the network of ``plain``."""
-
-    def work(folder: Path, resume: bool) -> None:
-        if given is None:
-            recipes.train(cfg, _ARGUMENTS, resume=resume, evaluate=False)
-            # Later stages read the last epoch only, and a study would fill the disk with the others.
-            for file in folder.glob("model_*.pth"):
-                if file.name != "model_final.pth":
-                    file.unlink()
-        test_name = plain.DATASETS.TESTS[0]
-        test = report.load_test(plain, test_name)
-        result = report.evaluate_per_query(
-            plain,
-            given or folder / "model_final.pth",
-            test,
-            dataset_folder(plain, test_name),
-            title=f"Evaluating {name}",
-        )
-        result.save(folder / per_query.FILE)
-        means = dict(zip(per_query.METRICS, result.metrics().mean(axis=0).tolist(), strict=True))
-        summary = {
-            "test": test_name,
-            "quality": test.quality_name,
-            "training_images": sum(len(training_set(cfg, each)[1]) for each in cfg.DATASETS.NAMES),
-            **means,
-            "environment": report.environment(),
-            "settings": recipes.flatten(cfg),
-        }
-        write_atomically(folder / "results.json", json.dumps(summary, indent=1, default=str).encode())
-
-    outputs = [per_query.FILE, "results.json", *(["model_final.pth"] if given is None else [])]
-    keys = {**keys, "TEST.METRIC": plain.TEST.METRIC}
-    return Stage(name, work, keys=keys, inputs=[*inputs, *([given] if given else [])], data=data, outputs=outputs)
 
 
 def _run_in_processes(plan: Plan, blocks: Sequence[tuple[str, int]], jobs: int, progress: Progress) -> None:
@@ -324,12 +259,13 @@ def _is_redone(plan: Plan, stage: str) -> bool:
     """Whether ``plan.redo`` takes a stage along: what it names, what is made from that, and pictures always."""
     if plan.redo is None:
         return False
-    made_from_labels = plan.redo == LABELS and stage in plan.arms
-    return plan.redo in (stage, BASELINE) or made_from_labels or stage == PICTURES
+    first, *later = plan.shared
+    made_from_it = plan.redo in later and stage in plan.arms
+    return plan.redo in (stage, first) or made_from_it or stage == PICTURES
 
 
 def _kind(stage: str) -> str:
-    return stage if stage in (BASELINE, LABELS, PICTURES) else "arm"
+    return stage if stage in RESERVED else "arm"
 
 
 def _state(folder: Path) -> str:

@@ -19,12 +19,13 @@ from qsd_plugin.data.items import existing_folder, image_files
 from qsd_plugin.data.synthetic import load_face_truth
 from qsd_plugin.data.synthetic.face_protocols import identification, verification
 from qsd_plugin.evaluation.arrays import Array
-from qsd_plugin.evaluation.identification import SCFACE_METRES, closed_set, scface, scface_split
+from qsd_plugin.evaluation.identification import SCFACE_METRES, IdentificationResult, closed_set, scface, scface_split
 from qsd_plugin.evaluation.quality_curves import error_discard_curve
 from qsd_plugin.evaluation.templates import verify_templates
 from qsd_plugin.evaluation.verification import correct_pairs, normalised, verify_distances, verify_pairs
 from qsd_plugin.hosts.fastreid.datasets import synthetic_faces
 from qsd_plugin.report.per_query import quality_groups
+from qsd_plugin.report.per_trial import PerTrial
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,21 @@ class FaceTest:
         names: Of the images, N of them; for messages.
         read: Gives the image of an index, RGB; an object that loader processes can be sent.
         score: From the raw embeddings [N, D] of the images, in their order.
+        trials: The same trial by trial, for comparisons of networks; ``None`` where there is no such thing.
+        labels: Names of the images that do not depend on where the set lies, [N]; this and the rest only with trials.
+        people: Whom each image shows, [N].
+        quality: Of each image, [N], higher is better; made without any tested network.
+        quality_name: What that is, in words.
     """
 
     names: Sequence[str]
     read: Callable[[int], Image.Image]
     score: Callable[[torch.Tensor], Score]
+    trials: Callable[[torch.Tensor], PerTrial] | None = None
+    labels: Sequence[str] = ()
+    people: Sequence[str] = ()
+    quality: Sequence[float] = ()
+    quality_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,24 +216,40 @@ def synthetic_verification(cfg: Any) -> FaceTest:
     """
     spec, folder = synthetic_faces(cfg)
     data = verification(spec)
-    severity = _severity(folder, data.paths)
+    severity, people = _truth(folder, data.paths)
     quality = -severity[data.pairs].max(axis=1)
 
-    def score(features: torch.Tensor) -> Score:
+    def distances(features: torch.Tensor) -> Array:
         unit = normalised(features.numpy())
-        distances = np.square(unit[data.pairs[:, 0]] - unit[data.pairs[:, 1]]).sum(axis=1)
-        result = verify_distances(distances, data.issame, far_targets=(1e-1, 1e-2))
-        correct = correct_pairs(distances, data.issame, result)
+        squared: Array = np.square(unit[data.pairs[:, 0]] - unit[data.pairs[:, 1]]).sum(axis=1)
+        return squared
+
+    def score(features: torch.Tensor) -> Score:
+        apart = distances(features)
+        result = verify_distances(apart, data.issame, far_targets=(1e-1, 1e-2))
+        correct = correct_pairs(apart, data.issame, result)
         thirds = {name: 100 * float(correct[rows].mean()) for name, rows in _thirds(quality).items()}
         tar = {f"TAR@FAR={point.far_target:.0e}": 100 * point.val for point in result.at_far}
         numbers = {"accuracy": 100 * result.accuracy, **tar, **thirds, "metric": 100 * result.accuracy}
         edc = error_discard_curve(
-            -distances, data.issame, -severity[data.pairs[:, 0]], -severity[data.pairs[:, 1]], start_error=0.1
+            -apart, data.issame, -severity[data.pairs[:, 0]], -severity[data.pairs[:, 1]], start_error=0.1
         )
         details = {"result": result, "error_discard": edc}
         return Score(numbers, details, {"SyntheticFaces": (result.fpr, result.tpr)})
 
-    return _of_files(folder, data.paths, score)
+    def trials(features: torch.Tensor) -> PerTrial:
+        apart = distances(features)
+        correct = correct_pairs(apart, data.issame, verify_distances(apart, data.issame))
+        return PerTrial(
+            query=np.array([f"{data.paths[first]} {data.paths[second]}" for first, second in data.pairs]),
+            test=np.full(len(data.pairs), "SyntheticFacesVerification"),
+            identity=np.array(people)[data.pairs[:, 0]],
+            quality=quality,
+            values=100.0 * correct[:, None],
+            names=np.array(["accuracy"]),
+        )
+
+    return _synthetic(folder, data.paths, severity, people, score, trials)
 
 
 def synthetic_identification(cfg: Any) -> FaceTest:
@@ -230,10 +257,11 @@ def synthetic_identification(cfg: Any) -> FaceTest:
     spec, folder = synthetic_faces(cfg)
     data = identification(spec)
     first, last = data.num_probe, data.num_probe + data.num_mated
-    quality = -_severity(folder, data.paths[:first])
+    severity, people = _truth(folder, data.paths)
+    quality = -severity[:first]
 
-    def score(features: torch.Tensor) -> Score:
-        result = closed_set(
+    def found(features: torch.Tensor) -> IdentificationResult:
+        return closed_set(
             features[:first],
             features[first:last],
             data.identities[:first],
@@ -241,11 +269,24 @@ def synthetic_identification(cfg: Any) -> FaceTest:
             distractors=features[last:] if last < len(features) else None,
             metric=cfg.TEST.METRIC,
         )
+
+    def score(features: torch.Tensor) -> Score:
+        result = found(features)
         rates = {f"Rank-{r}": 100 * rate for r, rate in result.rates.items()}
         thirds = {name: 100 * float(np.mean(result.rank[rows] == 1)) for name, rows in _thirds(quality).items()}
         return Score({**rates, **thirds, "metric": rates["Rank-1"]}, {"SyntheticFaces": result})
 
-    return _of_files(folder, data.paths, score)
+    def trials(features: torch.Tensor) -> PerTrial:
+        return PerTrial(
+            query=np.array(data.paths[:first]),
+            test=np.full(first, "SyntheticFacesIdentification"),
+            identity=np.array(people[:first]),
+            quality=quality,
+            values=100.0 * (found(features).rank == 1)[:, None],  # every probe has a mate
+            names=np.array(["rank-1"]),
+        )
+
+    return _synthetic(folder, data.paths, severity, people, score, trials)
 
 
 TESTS: dict[str, Callable[[Any], FaceTest]] = {
@@ -257,17 +298,29 @@ TESTS: dict[str, Callable[[Any], FaceTest]] = {
     "SyntheticFacesIdentification": synthetic_identification,
 }
 
+#: Those that can be compared trial by trial.
+WITH_TRIALS = ("SyntheticFacesVerification", "SyntheticFacesIdentification")
 
-def _of_files(folder: Path, names: Sequence[str], score: Callable[[torch.Tensor], Score]) -> FaceTest:
+
+def _synthetic(
+    folder: Path,
+    names: Sequence[str],
+    severity: Array,
+    people: Sequence[str],
+    score: Callable[[torch.Tensor], Score],
+    trials: Callable[[torch.Tensor], PerTrial],
+) -> FaceTest:
     paths = [str(folder / name) for name in names]
-    return FaceTest(paths, ImageFiles(paths), score)
+    return FaceTest(
+        paths, ImageFiles(paths), score, trials, names, people, (-severity).tolist(), "true severity of degradation"
+    )
 
 
-def _severity(folder: Path, names: Sequence[str]) -> Array:
-    """True severity of degradation, [N]."""
+def _truth(folder: Path, names: Sequence[str]) -> tuple[Array, list[str]]:
+    """True severity of degradation [N] and the person on each image."""
     truth = load_face_truth(folder)
     known = dict(zip(truth.paths, truth.severity.tolist(), strict=True))
-    return np.array([known[name] for name in names])
+    return np.array([known[name] for name in names]), [Path(name).parent.name for name in names]
 
 
 def _thirds(quality: Array) -> dict[str, Array]:

@@ -50,7 +50,7 @@ def qud_stages(cfg: Any, arguments: Any) -> list[Stage]:
     items = recipes._training_items(cfg)
     if wants_cache(student):
         if not student.QUD.CACHE.FOLDER:
-            stages += _cache_stages(student, items)
+            stages += cache_of_teacher(student, items)
             student = recipes.derive(student, root / "student", QUD__CACHE__FOLDER=str(root / "cache"))
         inputs.append(features_folder(student) / "cache.json")
     labelled = in_chain(cfg, "QSD") or samplers.needs_labels(cfg)
@@ -66,7 +66,7 @@ def _trains_teacher(cfg: Any) -> bool:
     return bool(cfg.QUD.TEACHER.SOURCE != "onnx" and cfg.KD.MODEL_CONFIG and not cfg.KD.MODEL_WEIGHTS and not given)
 
 
-def _cache_stages(student: Any, items: Mapping[str, list[Item]]) -> list[Stage]:
+def cache_of_teacher(student: Any, items: Mapping[str, list[Item]]) -> list[Stage]:
     """The stage that asks the teacher once per image: an ONNX file if one is named, else the network."""
     source = "onnx" if student.QUD.TEACHER.ONNX else "network"
     asked = recipes.derive(student, Path(student.OUTPUT_DIR), QUD__TEACHER__SOURCE=source)

@@ -13,6 +13,7 @@ from qsd_plugin.core.errors import CheckpointError, ConfigError, did_you_mean
 from qsd_plugin.hosts.fastreid.compat.checkpoint_files import read_checkpoint
 from qsd_plugin.hosts.fastreid.compose import evaluated_architecture
 from qsd_plugin.methods.qud import ModuleTeacher, OnnxTeacher, Teacher
+from qsd_plugin.model_zoo import get_config_file, list_configs
 
 SOURCES = ("network", "onnx", "cache")
 #: Name of the submodule. Nothing of it is in the model's state dict.
@@ -43,13 +44,15 @@ def build_teacher(cfg: Any) -> Teacher | None:
 
 
 def teacher_config(path: str) -> Any:
-    """The host config that ``KD.MODEL_CONFIG`` names, not frozen.
+    """The host config that ``KD.MODEL_CONFIG`` names, not frozen: a file, or a shipped one such as ``QUD/teacher.yml``.
 
     Raises:
         ConfigError: There is no such file.
     """
     from fastreid.config import get_cfg
 
+    if path in list_configs():
+        path = get_config_file(path)
     if not Path(path).is_file():
         raise ConfigError(
             "KD.MODEL_CONFIG", value=path, expected="a file", remedy="A training leaves config.yaml in its OUTPUT_DIR."

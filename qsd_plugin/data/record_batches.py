@@ -23,11 +23,12 @@ class RecordBatch(NamedTuple):
 
     Args:
         labels: The first label of each, float32 [B].
-        contents: The encoded images, B of them; empty for a header or identity record.
+        contents: The encoded images, B of them, to be decoded at once; empty for a header or identity record. Each is a
+            view into up to a MiB of its neighbours, which it keeps in memory: ``bytes(view)`` is what to store.
     """
 
     labels: NDArray[np.float32]
-    contents: list[bytes]
+    contents: list[memoryview]
 
 
 def read_images(
@@ -48,7 +49,8 @@ def read_images(
     starts, begins = places.tolist(), (places + IMAGE_START).tolist()
     heads = b"".join([chunk[start:begin] for chunk, start, begin in zip(chunks, starts, begins, strict=True)])
     if len(heads) != IMAGE_START * len(offsets):  # the file ends early, or one lies closer to the next than any can
-        return RecordBatch(np.zeros(len(offsets), np.float32), [b""] * len(offsets)), np.arange(len(offsets))
+        nothing = RecordBatch(np.zeros(len(offsets), np.float32), [memoryview(b"")] * len(offsets))
+        return nothing, np.arange(len(offsets))
     head = np.frombuffer(heads, _START)
     lengths = head["length"].astype(np.int64) + FRAME_BYTES  # where there is a flag it is longer than anything
     plain = (head["magic"] == _MAGIC) & (head["labels"] == 0) & (lengths >= IMAGE_START) & (lengths <= ends - offsets)
@@ -68,14 +70,14 @@ def bytes_or_none(descriptor: int, length: int, offset: int) -> bytes:
 
 def _chunks(
     descriptor: int, offsets: NDArray[np.int64], ends: NDArray[np.int64]
-) -> tuple[list[bytes], NDArray[np.int64]]:
+) -> tuple[list[memoryview], NDArray[np.int64]]:
     """For each record bytes of the file, none where they cannot be read, and where in them it begins."""
     block = offsets // _RUN_BYTES
     apart = (offsets[1:] != ends[:-1]) | (block[1:] != block[:-1])
     first = np.flatnonzero(np.append(True, apart)[: len(offsets)])
     sizes = np.diff(np.append(first, len(offsets)))
     bases, lengths = offsets[first], ends[first + sizes - 1] - offsets[first]
-    chunks: list[bytes] = []
+    chunks: list[memoryview] = []
     for base, length, size in zip(bases.tolist(), lengths.tolist(), sizes.tolist(), strict=True):
-        chunks += [bytes_or_none(descriptor, length, base)] * size
+        chunks += [memoryview(bytes_or_none(descriptor, length, base))] * size
     return chunks, offsets - bases.repeat(sizes)

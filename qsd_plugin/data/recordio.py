@@ -92,7 +92,7 @@ class RecordReader:
     def read_many(self, keys: Sequence[int] | NDArray[np.int64]) -> RecordBatch:
         """The records of ``keys`` in that order, for a fraction of the time of :meth:`read`; errors as there.
 
-        They are read in the order of the file, neighbours at once. Takes twice their bytes of memory meanwhile.
+        They are read in the order of the file, neighbours at once.
         """
         wanted = np.asarray(keys, dtype=np.int64)
         offsets, ends = self.index.extents(self.index.positions(wanted), self.size)
@@ -240,7 +240,7 @@ class RecordReader:
         batch, others = read_images(self._file(), offsets, ends)
         for place in others.tolist():
             record = self._read_at(int(keys[place]), int(offsets[place]))
-            batch.labels[place], batch.contents[place] = record.label[0], record.content
+            batch.labels[place], batch.contents[place] = record.label[0], memoryview(record.content)
         return batch
 
     def _label_at(self, offset: int) -> float:

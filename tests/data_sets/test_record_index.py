@@ -47,7 +47,14 @@ def test_100000_keys_equal_plain_parsing(
 
 
 @pytest.mark.parametrize(
-    "text", ["1\t0\n2\t8\n3\t16", "1\t0\r\n2\t8\r\n3\t16\r\n", "1\t0\n\n2\t8\n3\t16\n\n", "1 0\n2 8\n3 16\n"]
+    "text",
+    [
+        "1\t0\n2\t8\n3\t16",
+        "1\t0\r2\t8\r3\t16\r",
+        "1\t0\r\n2\t8\r\n3\t16\r\n",
+        "1\t0\n\n2\t8\n3\t16\n\n",
+        "1 0\n2 8\n3 16\n",
+    ],
 )
 def test_line_ends_blank_lines_and_spaces(tmp_path: Path, text: str) -> None:
     index = load(tmp_path, text)

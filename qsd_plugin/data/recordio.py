@@ -343,23 +343,28 @@ class RecordWriter:
     def close(self) -> None:
         """Put all files in their places. An old index goes first, the new one last: none ever fits another file."""
         index = self.path.with_suffix(".idx")
-        staged = index.with_name(f".{index.name}.new")
+        contents: dict[Path, bytes | Callable[[IO[bytes]], None]] = {}
+        if self._image_size is not None:
+            height, width = self._image_size
+            contents[self.path.parent / "property"] = f"{len(self._classes)},{height},{width}\n".encode()
+        if self._listing is not None:
+            contents[self.path.with_suffix(".lst")] = "".join(self._listing).encode()
+        contents[index] = self._write_index
+        staged = {target: target.with_name(f".{target.name}.new") for target in contents}
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             os.chmod(self._temporary, 0o644)
-            write_atomically(staged, self._write_index)
-            if self._image_size is not None:
-                height, width = self._image_size
-                write_atomically(self.path.parent / "property", f"{len(self._classes)},{height},{width}\n".encode())
-            if self._listing is not None:
-                write_atomically(self.path.with_suffix(".lst"), "".join(self._listing).encode())
+            for target, content in contents.items():
+                write_atomically(staged[target], content)
             index.unlink(missing_ok=True)
             os.replace(self._temporary, self.path)
-            os.replace(staged, index)
+            for target, source in staged.items():
+                os.replace(source, target)
         except BaseException:
-            staged.unlink(missing_ok=True)
+            for source in staged.values():
+                source.unlink(missing_ok=True)
             self.abort()
             raise
 

@@ -229,11 +229,12 @@ def _check_property(file: Path, identities: int, sizes: Counter[tuple[int, int]]
     stated, *shape = file.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip().split(",")
     if stated != str(identities):
         report.problems.append(f"{file.name} says {stated} classes and the records have {identities}")
-    height, width = [*shape, "", ""][:2]
-    if sizes and (width, height) != tuple(map(str, sizes.most_common(1)[0][0])):
-        report.problems.append(
-            f"{file.name} says {width}x{height} pixels and most images have {'x'.join(map(str, sizes.most_common(1)[0][0]))}"
-        )
+    if not sizes:
+        return
+    width, height = sizes.most_common(1)[0][0]
+    if shape != [str(height), str(width)]:
+        said = ",".join(shape) or "no"
+        report.problems.append(f"{file.name} says {said} pixels (height,width) and most images have {height},{width}")
 
 
 def _shown(value: object) -> str:

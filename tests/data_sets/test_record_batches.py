@@ -130,6 +130,7 @@ def test_damaged_record_of_a_batch_is_named(path: Path, tmp_path: Path) -> None:
     whole.write_bytes(blob)
     whole.with_suffix(".idx").write_bytes(path.with_suffix(".idx").read_bytes())
     assert len(RecordReader(whole).read_many([50]).contents[0]) == (1 << 20) - 24  # as its frame says
+    blob = bytearray(path.read_bytes())
     blob[offset : offset + 4] = b"oops"
     whole.write_bytes(blob)
     for keys in ([50], range(40, 60), [60, 50, 40]):
@@ -148,7 +149,7 @@ def test_file_that_is_cut_off_or_fails_meanwhile(path: Path, tmp_path: Path, mon
     reader = RecordReader(copy, path.with_suffix(".idx"))
     os.truncate(copy, reader.index.offset(60) + 500)
     assert reader.read_many([50, 51]).contents[1] == KINDS[51][0]
-    for read in (lambda: reader.read_many(range(50, 70)), lambda: reader.read(60)):
+    for read in (lambda: reader.read_many(range(50, 70)), lambda: reader.read_many([60]), lambda: reader.read(60)):
         with pytest.raises(DataError, match=r"record with key 60 .*the file ends at byte"):
             read()
 

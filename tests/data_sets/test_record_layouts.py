@@ -1,9 +1,10 @@
 """Both layouts of face records against files that mxnet wrote; mxnet itself is not needed.
 
 ``tests/data/records.npz`` was made with mxnet 1.9.1 (NumPy 1.23.5, Python 3.11): ``MXIndexedRecordIO.write_idx`` with
-``recordio.pack(IRHeader(...), jpeg)`` over six synthetic crops of three identities, one of which holds RecordIO's magic
-word seven times in its comment. ``header_*`` is arcface_torch's layout (record 0 with flag 2 and ``[7, 10]``, images 1 to
-6, ranges 7 to 9), ``plain_*`` that of ``im2rec``. ``rgb_means`` are the channel means of ``mx.image.imdecode``.
+``recordio.pack(IRHeader(...), jpeg)`` over six synthetic crops of three identities, one of which holds RecordIO's
+magic word seven times in its comment. ``header_*`` is arcface_torch's layout (record 0 with flag 2 and ``[7, 10]``,
+images 1 to 6, ranges 7 to 9), ``plain_*`` that of ``im2rec``. ``rgb_means`` are the channel means of
+``mx.image.imdecode``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def test_read_exactly(recorded: dict[str, np.ndarray], tmp_path: Path, layout: s
         assert reader.has_header is LAYOUTS[layout]
         assert reader.image_keys.tolist() == list(range(first, first + 6))
         assert reader.image_labels.tolist() == labels
-        records = [reader.read(key) for key in reader.image_keys.tolist()]
+        keys = reader.image_keys.tolist()
+        records = [reader.read(key) for key in keys]
         assert [record.content for record in records] == expected
         assert [(record.flag, record.ids) for record in records] == [
             (0, (key, 0)) for key in reader.image_keys.tolist()

@@ -314,6 +314,16 @@ def test_index_that_points_outside(tmp_path: Path, offset: int) -> None:
         RecordReader(path)
 
 
+def test_index_that_points_into_a_record(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.rec", b"x" * 100, b"y")
+    (tmp_path / "a.idx").write_text("0\t0\n1\t64\n")
+    reader = RecordReader(path)
+    for read in (lambda: reader.read(1), lambda: reader.read_many([0, 1]), lambda: reader.labels([1])):
+        with pytest.raises(DataError, match=r"key 1 at offset 64 .*no frame at byte 64: it begins with 7878"):
+            read()
+    assert reader.read(0).content == b"x" * 100
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.rec'; expected an existing \.rec file\. No such file"):
         RecordReader(tmp_path / "absent.rec")

@@ -1,6 +1,7 @@
 """``tools/doctor.py --run`` on a healthy tiny recipe, and on copies with faults in what a run starts from.
 
-Those are kernels that never moved, the form of images, labels, and another network. What goes wrong in training is in ``test_run_doctor_training.py``.
+Those are kernels that never moved, the form of images, labels, and another network. What goes wrong in training is in
+``test_run_doctor_training.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """``tools/doctor.py --run`` on copies of a healthy tiny recipe with faults of training.
 
-Those are pairs, levels, losses, NaN, controls, learning rates, accuracy, and stages that did not finish. What a run starts from is in ``test_run_doctor.py``.
+Those are pairs, levels, losses, NaN, controls, learning rates, accuracy, and stages that did not finish. What a
+run starts from is in ``test_run_doctor.py``.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def _identical(reader: RecordReader, keys: NDArray[np.int64], written: list[byte
     singly = [reader.read(key) for key in keys.tolist()]
     expected = [(float(key % 1000), written[key]) for key in keys.tolist()]
     pairs = [(float(record.label[0]), record.content) for record in singly]
-    return expected == pairs == list(zip(labels.tolist(), contents, strict=True))
+    return expected == pairs == list(zip(labels.tolist(), map(bytes, contents), strict=True))
 
 
 def _each(reader: RecordReader, keys: list[int]) -> Callable[[], None]:

@@ -437,7 +437,7 @@ def test_what_only_one_sampler_needs_is_refused_by_it() -> None:
     ):
         QualityIdentitySampler(IDENTITIES, np.full(270, 50.0), 16, 4, seed=0)
     with pytest.raises(
-        DataError, match=r"for QualityBalancedSampler: .*no label for any of 270 images.*Check the label"
+        DataError, match=r"QualityBalancedSampler: .*no label for any of 270 images.*Check the label"
     ):
         QualityBalancedSampler(IDENTITIES, np.full(270, NAN), 16, 4, seed=0)
     with pytest.raises(ConfigError, match=r"QUALITY\.BALANCE\.BINS\): got 1; expected at least 2"):

@@ -33,8 +33,8 @@ class RecordIndex:
 
     def __init__(self, keys: NDArray[np.int64], offsets: NDArray[np.int64], *, path: Path) -> None:
         self.keys, self.offsets, self.path = keys, offsets, path
-        #: Whether the records lie in the file as in the index, so that each ends where the next one begins.
-        self.in_file_order = bool(np.all(offsets[1:] > offsets[:-1]))
+        #: Rows whose record ends where that of the next row begins: all but the last where the file has the same order.
+        self._followed = len(offsets) - 1 if np.all(offsets[1:] > offsets[:-1]) else 0
         self._order: NDArray[np.int64] | None = None
         self._ascending = keys
         if not np.all(keys[1:] > keys[:-1]):
@@ -87,21 +87,24 @@ class RecordIndex:
                 return row
         return int(self.positions([key])[0])
 
-    def extent(self, row: int, size: int) -> tuple[int, int]:
-        """Where the record of a row begins, and where to stop reading to have all of it, as a rule: at the next record,
-        at the end of the file of ``size`` bytes, or :data:`READ_AHEAD` further on.
-        """
-        offset = self.offsets.item(row)
-        behind = self.offsets.item(row + 1) if self.in_file_order and row + 1 < len(self.offsets) else size
-        return offset, min(behind, offset + READ_AHEAD)
+    def extent(self, key: int, size: int) -> tuple[int, int]:
+        """Where a record begins, and where to stop reading to have all of it, as a rule: at the next record, at the end
+        of the file of ``size`` bytes, or :data:`READ_AHEAD` further on.
 
-    def extents(self, rows: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """:meth:`extent` of several rows, two times [B]."""
-        offsets = self.offsets[rows]
-        if not self.in_file_order:
-            return offsets, np.minimum(size, offsets + READ_AHEAD)
-        ends = self.offsets.take(rows + 1, mode="clip")
-        ends[rows == len(self.offsets) - 1] = size
+        Raises:
+            DataError: The key is not in the index.
+        """
+        row = self.position(key)
+        offset = self.offsets.item(row)
+        behind = self.offsets.item(row + 1) if row < self._followed else size
+        most = offset + READ_AHEAD
+        return offset, behind if behind < most else most
+
+    def extents(self, keys: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """:meth:`extent` of several records, two times [B]; errors as there."""
+        rows = self.positions(keys)
+        offsets, ends = self.offsets[rows], self.offsets.take(rows + 1, mode="clip")
+        ends[rows >= self._followed] = size
         return offsets, np.minimum(ends, offsets + READ_AHEAD)
 
     def positions(self, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

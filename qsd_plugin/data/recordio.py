@@ -64,6 +64,8 @@ class RecordReader:
         self.path = Path(path).expanduser()
         self._pid, self._descriptor = -1, -1
         self._state: tuple[int, int] | None = None
+        #: Bytes of the file.
+        self.size = 0
         self._open()
         self.index = RecordIndex.load(self.path.with_suffix(".idx") if index is None else Path(index).expanduser())
         self._check_offsets()
@@ -72,12 +74,6 @@ class RecordReader:
         """Number of records, those without an image included."""
         return len(self.index)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        assert self._state is not None
-        return self._state[0]
-
     def read(self, key: int) -> Record:
         """The record with the index key ``key``.
 
@@ -85,7 +81,7 @@ class RecordReader:
             DataError: Unknown key, or the record is damaged.
         """
         key = int(key)
-        offset, end = self.index.extent(self.index.position(key), self.size)
+        offset, end = self.index.extent(key, self.size)
         record = unpack_image(bytes_or_none(self._file(), end - offset, offset))
         return self._read_at(key, offset) if record is None else record
 
@@ -95,7 +91,7 @@ class RecordReader:
         They are read in the order of the file, neighbours at once.
         """
         wanted = np.asarray(keys, dtype=np.int64)
-        offsets, ends = self.index.extents(self.index.positions(wanted), self.size)
+        offsets, ends = self.index.extents(wanted, self.size)
         if (offsets[1:] < offsets[:-1]).any():
             order = np.argsort(offsets, kind="stable")
             back = np.argsort(order)
@@ -199,7 +195,7 @@ class RecordReader:
             raise DataError(
                 f"Record file {self.path} has changed since it was opened", remedy="Start again once it is complete."
             )
-        self._state = state
+        self._state, self.size = state, stat.st_size
 
     def _check_offsets(self) -> None:
         offsets = self.index.offsets

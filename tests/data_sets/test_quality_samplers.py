@@ -436,9 +436,7 @@ def test_what_only_one_sampler_needs_is_refused_by_it() -> None:
         match=r"for QualityIdentitySampler: .*no identity with two different labels among 20.*Check the label",
     ):
         QualityIdentitySampler(IDENTITIES, np.full(270, 50.0), 16, 4, seed=0)
-    with pytest.raises(
-        DataError, match=r"QualityBalancedSampler: .*no label for any of 270 images.*Check the label"
-    ):
+    with pytest.raises(DataError, match=r"QualityBalancedSampler: .*no label for any of 270 images.*Check the label"):
         QualityBalancedSampler(IDENTITIES, np.full(270, NAN), 16, 4, seed=0)
     with pytest.raises(ConfigError, match=r"QUALITY\.BALANCE\.BINS\): got 1; expected at least 2"):
         QualityBalancedSampler(IDENTITIES, SCORES, 16, 4, seed=0, num_bins=1)

@@ -98,7 +98,8 @@ def check_records(path: str | os.PathLike[str]) -> FaceReport:
         if len(ranges):
             _check_ranges(reader, keys, ranges, labels, report)
         _check_end(reader, report)
-        _check_property(reader.path.parent / "property", len(numbers), report)
+        _check_sizes(sizes, report)
+        _check_property(reader.path.parent / "property", len(numbers), sizes, report)
     return report
 
 
@@ -211,12 +212,29 @@ def _check_end(reader: RecordReader, report: FaceReport) -> None:
             report.problems.append(f"{reader.size - end} bytes behind the last record of the index (byte {end})")
 
 
-def _check_property(file: Path, identities: int, report: FaceReport) -> None:
+def _check_sizes(sizes: Counter[tuple[int, int]], report: FaceReport) -> None:
+    """Aligned crops are square and of one size; whatever else there is was not aligned with the rest."""
+    usual = sizes.most_common(1)[0][0] if sizes else None
+    odd = {size: number for size, number in sizes.items() if size[0] != size[1] or size != usual}
+    report.found(
+        [f"{width}x{height} ({number} images)" for (width, height), number in odd.items()],
+        "sizes are not those of the other crops, or not square",
+    )
+
+
+def _check_property(file: Path, identities: int, sizes: Counter[tuple[int, int]], report: FaceReport) -> None:
+    """The file's first line is ``classes,height,width``."""
     if not file.is_file():
         return
-    first = file.read_text(encoding="utf-8", errors="replace").split(",")[0].strip()
-    if first != str(identities):
-        report.problems.append(f"{file.name} says {first} classes and the records have {identities}")
+    stated, *shape = file.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip().split(",")
+    if stated != str(identities):
+        report.problems.append(f"{file.name} says {stated} classes and the records have {identities}")
+    if not sizes:
+        return
+    width, height = sizes.most_common(1)[0][0]
+    if shape != [str(height), str(width)]:
+        said = ",".join(shape) or "no"
+        report.problems.append(f"{file.name} says {said} pixels (height,width) and most images have {height},{width}")
 
 
 def _shown(value: object) -> str:

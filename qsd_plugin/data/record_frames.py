@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +24,24 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 
 _WORDS = struct.Struct("<4sI")
 _HEADER = struct.Struct("<IfQQ")
+_WORDS_AND_HEADER = struct.Struct("<4sII4xQQ")
+_LABEL = slice(12, 16)
 
 FRAME_BYTES = _WORDS.size
 HEADER_BYTES = _HEADER.size
+#: What stands in front of an image whose label is in the header.
+IMAGE_START = FRAME_BYTES + HEADER_BYTES
 
 
 class FrameError(ValueError):
     """Bytes that are no record; whoever knows the file turns it into an error that names it."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One record.
 
     Args:
-        label: Its labels, float32 [n]: for an image its class; [1] for ``flag`` 0.
+        label: Its labels, float32 [n], not to be changed: for an image its class; [1] for ``flag`` 0.
         flag: Number of labels that follow the header; 0: the label is in it.
         ids: The header's two numbers, of which the first is the record's key by habit.
         content: The encoded image; empty for a header or identity record.
@@ -128,6 +131,27 @@ def unpack(payload: bytes) -> Record:
         raise FrameError(f"{flag} labels announced in {len(payload)} bytes")
     labels = np.frombuffer(payload, "<f4", flag, HEADER_BYTES) if flag else np.array([label])
     return Record(labels.astype(np.float32), flag, (ids[0], ids[1]), payload[begin:])
+
+
+def unpack_image(frame: bytes) -> Record | None:
+    """What :func:`read_payload` and :func:`unpack` find in ``frame``, in a tenth of the time, for nearly every record.
+
+    Args:
+        frame: What lies in the file from the record's first byte on, less than 2^29 bytes.
+
+    Returns:
+        ``None`` for whatever is not one complete frame with one label: a record that is split, has several labels, goes
+        on behind ``frame`` or is damaged.
+    """
+    if len(frame) < IMAGE_START:
+        return None
+    magic, length, labels, first, second = _WORDS_AND_HEADER.unpack_from(frame)
+    end = FRAME_BYTES + length  # more than there can be where the length has a flag
+    if magic != MAGIC or labels or not IMAGE_START <= end <= len(frame):
+        return None
+    # Half the time of np.array, which matters here; of a copy, so that the label does not keep the whole frame.
+    label = np.frombuffer(frame[_LABEL], np.float32)
+    return Record(label, 0, (first, second), frame[IMAGE_START:end])
 
 
 def unpack_header(payload: bytes) -> tuple[int, float, int, int]:

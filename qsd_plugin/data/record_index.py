@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 
 from qsd_plugin.core.errors import DataError
 
-_CHUNK_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 20
+
+#: Most bytes that are read of one record without knowing its length, where a gap in the index hides where it ends.
+READ_AHEAD = 1 << 16
 
 
 class RecordIndex:
@@ -29,6 +33,8 @@ class RecordIndex:
 
     def __init__(self, keys: NDArray[np.int64], offsets: NDArray[np.int64], *, path: Path) -> None:
         self.keys, self.offsets, self.path = keys, offsets, path
+        #: Rows whose record ends where that of the next row begins: all but the last where the file has the same order.
+        self._followed = len(offsets) - 1 if np.all(offsets[1:] > offsets[:-1]) else 0
         self._order: NDArray[np.int64] | None = None
         self._ascending = keys
         if not np.all(keys[1:] > keys[:-1]):
@@ -42,6 +48,10 @@ class RecordIndex:
                     expected="every key once",
                     remedy="Write the records anew.",
                 )
+        #: The first key where the keys follow each other without a gap, so that a row can be computed.
+        self._first: int | None = None
+        if self._order is None and len(keys) and int(keys[-1]) - int(keys[0]) == len(keys) - 1:
+            self._first = int(keys[0])
 
     @classmethod
     def load(cls, path: Path) -> RecordIndex:
@@ -69,6 +79,34 @@ class RecordIndex:
         place = int(np.searchsorted(self._ascending, key))
         return place < len(self) and int(self._ascending[place]) == key
 
+    def position(self, key: int) -> int:
+        """Row of ``key`` in :attr:`keys` and :attr:`offsets`; errors as for :meth:`positions`."""
+        if self._first is not None:
+            row = key - self._first
+            if 0 <= row < len(self.keys):
+                return row
+        return int(self.positions([key])[0])
+
+    def extent(self, key: int, size: int) -> tuple[int, int]:
+        """Where a record begins, and where to stop reading to have all of it, as a rule: at the next record, at the end
+        of the file of ``size`` bytes, or :data:`READ_AHEAD` further on.
+
+        Raises:
+            DataError: The key is not in the index.
+        """
+        row = self.position(key)
+        offset = self.offsets.item(row)
+        behind = self.offsets.item(row + 1) if row < self._followed else size
+        most = offset + READ_AHEAD
+        return offset, behind if behind < most else most
+
+    def extents(self, keys: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """:meth:`extent` of several records, two times [B]; errors as there."""
+        rows = self.positions(keys)
+        offsets, ends = self.offsets[rows], self.offsets.take(rows + 1, mode="clip")
+        ends[rows >= self._followed] = size
+        return offsets, np.minimum(ends, offsets + READ_AHEAD)
+
     def positions(self, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of ``keys`` in :attr:`keys` and :attr:`offsets`, [B]; found by binary search.
 
@@ -76,6 +114,10 @@ class RecordIndex:
             DataError: A key is not in the index.
         """
         wanted = np.asarray(keys, dtype=np.int64)
+        if self._first is not None:
+            rows = wanted - self._first
+            if not len(rows) or (rows.min() >= 0 and rows.max() < len(self)):
+                return rows
         places = np.searchsorted(self._ascending, wanted)
         found = places < len(self)
         found[found] = self._ascending[places[found]] == wanted[found]
@@ -88,23 +130,28 @@ class RecordIndex:
 
     def offset(self, key: int) -> int:
         """First byte of the record ``key``."""
-        return int(self.offsets[self.positions([key])[0]])
+        return int(self.offsets[self.position(key)])
 
 
 def _parse(file: IO[bytes], path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    empty = np.empty(0, dtype=np.int64)
-    keys, offsets = [empty], [empty]
-    rest, line = b"", 1
-    while chunk := file.read(_CHUNK_BYTES):
-        chunk = rest + chunk
-        end = chunk.rfind(b"\n") + 1
-        rest = chunk[end:]
-        values = _numbers(chunk[:end], path, line)
-        line += chunk.count(b"\n")
-        keys.append(values[0::2].copy())
-        offsets.append(values[1::2].copy())
-    values = _numbers(rest, path, line)
-    return np.concatenate([*keys, values[0::2]]), np.concatenate([*offsets, values[1::2]])
+    # Counted first: arrays that grow, or parts put together at the end, take twice the memory.
+    lines = 1 + sum(chunk.count(b"\n") + chunk.count(b"\r") for chunk in _chunks(file))
+    keys, offsets = np.empty((2, lines), dtype=np.int64)
+    file.seek(0)
+    rest, line, found = b"", 1, 0
+    for content in itertools.chain(_chunks(file), (None,)):
+        text = rest + (content or b"")
+        end = len(text) if content is None else text.rfind(b"\n") + 1
+        rest = text[end:]
+        values = _numbers(text[:end], path, line)
+        line += text.count(b"\n", 0, end)
+        known, found = found, found + len(values) // 2
+        keys[known:found], offsets[known:found] = values[0::2], values[1::2]
+    return keys[:found], offsets[:found]
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: file.read(_CHUNK_BYTES), b"")
 
 
 def _numbers(text: bytes, path: Path, first_line: int) -> NDArray[np.int64]:

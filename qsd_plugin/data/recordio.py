@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from qsd_plugin.core.errors import DataError
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.progress import progress
+from qsd_plugin.data.record_batches import RecordBatch, bytes_or_none, read_images
 from qsd_plugin.data.record_frames import (
     FRAME_BYTES,
     HEADER_BYTES,
@@ -35,6 +36,7 @@ from qsd_plugin.data.record_frames import (
     read_words,
     unpack,
     unpack_header,
+    unpack_image,
 )
 from qsd_plugin.data.record_index import RecordIndex
 
@@ -62,6 +64,8 @@ class RecordReader:
         self.path = Path(path).expanduser()
         self._pid, self._descriptor = -1, -1
         self._state: tuple[int, int] | None = None
+        #: Bytes of the file.
+        self.size = 0
         self._open()
         self.index = RecordIndex.load(self.path.with_suffix(".idx") if index is None else Path(index).expanduser())
         self._check_offsets()
@@ -70,27 +74,30 @@ class RecordReader:
         """Number of records, those without an image included."""
         return len(self.index)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        assert self._state is not None
-        return self._state[0]
-
     def read(self, key: int) -> Record:
         """The record with the index key ``key``.
 
         Raises:
             DataError: Unknown key, or the record is damaged.
         """
-        return self._read_at(int(key), self.index.offset(key))
+        key = int(key)
+        offset, end = self.index.extent(key, self.size)
+        record = unpack_image(bytes_or_none(self._file(), end - offset, offset))
+        return self._read_at(key, offset) if record is None else record
 
-    def read_many(self, keys: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """The records of ``keys`` in that order; read in the order of the file. Errors as for :meth:`read`."""
-        offsets = self.index.offsets[self.index.positions(keys)]
-        records: dict[int, Record] = {}
-        for place in np.argsort(offsets, kind="stable").tolist():
-            records[place] = self._read_at(int(keys[place]), int(offsets[place]))
-        return [records[place] for place in range(len(offsets))]
+    def read_many(self, keys: Sequence[int] | NDArray[np.int64]) -> RecordBatch:
+        """The records of ``keys`` in that order, for a fraction of the time of :meth:`read`; errors as there.
+
+        They are read in the order of the file, neighbours at once.
+        """
+        wanted = np.asarray(keys, dtype=np.int64)
+        offsets, ends = self.index.extents(wanted, self.size)
+        if (offsets[1:] < offsets[:-1]).any():
+            order = np.argsort(offsets, kind="stable")
+            back = np.argsort(order)
+            labels, contents = self._read_ascending(wanted[order], offsets[order], ends[order])
+            return RecordBatch(labels[back], [contents[place] for place in back.tolist()])
+        return self._read_ascending(wanted, offsets, ends)
 
     def labels(self, keys: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """The first label of each record, [B]. Reads the headers alone, with progress. Errors as for :meth:`read`."""
@@ -188,11 +195,14 @@ class RecordReader:
             raise DataError(
                 f"Record file {self.path} has changed since it was opened", remedy="Start again once it is complete."
             )
-        self._state = state
+        self._state, self.size = state, stat.st_size
 
     def _check_offsets(self) -> None:
         offsets = self.index.offsets
-        wrong = np.flatnonzero((offsets < 0) | (offsets > self.size - FRAME_BYTES) | (offsets % 4 != 0))
+        last = self.size - FRAME_BYTES
+        if offsets.min(initial=0) >= 0 and offsets.max(initial=0) <= last and not np.bitwise_or.reduce(offsets) % 4:
+            return  # without arrays as long as the index
+        wrong = np.flatnonzero((offsets < 0) | (offsets > last) | (offsets % 4 != 0))
         if len(wrong):
             key, offset = int(self.index.keys[wrong[0]]), int(offsets[wrong[0]])
             raise DataError(
@@ -202,10 +212,14 @@ class RecordReader:
                 remedy="The .rec file is cut off, or the .idx file belongs to another one.",
             )
 
-    def _bytes(self, offset: int, length: int) -> bytes:
+    def _file(self) -> int:
+        """This process's descriptor."""
         if self._pid != os.getpid():
             self._open()
-        content = os.pread(self._descriptor, length, offset)
+        return self._descriptor
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        content = os.pread(self._file(), length, offset)
         while len(content) < length:  # the system may give less than was asked for
             more = os.pread(self._descriptor, length - len(content), offset + len(content))
             if not more:
@@ -215,6 +229,15 @@ class RecordReader:
 
     def _read_at(self, key: int, offset: int) -> Record:
         return self._guarded(key, offset, lambda offset: unpack(read_payload(self._bytes, offset, self.size)[0]))
+
+    def _read_ascending(
+        self, keys: NDArray[np.int64], offsets: NDArray[np.int64], ends: NDArray[np.int64]
+    ) -> RecordBatch:
+        batch, others = read_images(self._file(), offsets, ends)
+        for place in others.tolist():
+            record = self._read_at(int(keys[place]), int(offsets[place]))
+            batch.labels[place], batch.contents[place] = record.label[0], memoryview(record.content)
+        return batch
 
     def _label_at(self, offset: int) -> float:
         flag, length = read_words(self._bytes, offset, self.size)
@@ -316,23 +339,28 @@ class RecordWriter:
     def close(self) -> None:
         """Put all files in their places. An old index goes first, the new one last: none ever fits another file."""
         index = self.path.with_suffix(".idx")
-        staged = index.with_name(f".{index.name}.new")
+        contents: dict[Path, bytes | Callable[[IO[bytes]], None]] = {}
+        if self._image_size is not None:
+            height, width = self._image_size
+            contents[self.path.parent / "property"] = f"{len(self._classes)},{height},{width}\n".encode()
+        if self._listing is not None:
+            contents[self.path.with_suffix(".lst")] = "".join(self._listing).encode()
+        contents[index] = self._write_index
+        staged = {target: target.with_name(f".{target.name}.new") for target in contents}
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             os.chmod(self._temporary, 0o644)
-            write_atomically(staged, self._write_index)
-            if self._image_size is not None:
-                height, width = self._image_size
-                write_atomically(self.path.parent / "property", f"{len(self._classes)},{height},{width}\n".encode())
-            if self._listing is not None:
-                write_atomically(self.path.with_suffix(".lst"), "".join(self._listing).encode())
+            for target, content in contents.items():
+                write_atomically(staged[target], content)
             index.unlink(missing_ok=True)
             os.replace(self._temporary, self.path)
-            os.replace(staged, index)
+            for target, source in staged.items():
+                os.replace(source, target)
         except BaseException:
-            staged.unlink(missing_ok=True)
+            for source in staged.values():
+                source.unlink(missing_ok=True)
             self.abort()
             raise
 

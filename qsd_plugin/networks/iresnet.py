@@ -8,12 +8,16 @@ Source: Deng et al., "ArcFace", CVPR 2019 (Section 3.1); He et al., "Identity Ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor, nn
 
 from qsd_plugin.networks.face_shapes import InputSize, base_channels, grid, height_width, require_size
+
+_P = ParamSpec("_P")
 
 #: Residual blocks of the four stages by depth.
 IRESNET_BLOCKS: Mapping[int, tuple[int, int, int, int]] = {
@@ -115,45 +119,33 @@ class IResNet(nn.Module):
         return embedding
 
 
-def iresnet18(
-    embedding_dim: int = 512, *, width: float = 1.0, input_size: InputSize = 112, dropout: float = 0.0
+def iresnet(
+    depth: int, embedding_dim: int = 512, *, width: float = 1.0, input_size: InputSize = 112, dropout: float = 0.0
 ) -> IResNet:
-    """arcface_torch's ``r18``, QUD's ``resnet18``: 24.0 M parameters. Arguments as for :class:`IResNet`."""
-    return _iresnet(18, embedding_dim, width, input_size, dropout)
-
-
-def iresnet34(
-    embedding_dim: int = 512, *, width: float = 1.0, input_size: InputSize = 112, dropout: float = 0.0
-) -> IResNet:
-    """arcface_torch's ``r34``: 34.1 M parameters. Arguments as for :class:`IResNet`."""
-    return _iresnet(34, embedding_dim, width, input_size, dropout)
-
-
-def iresnet50(
-    embedding_dim: int = 512, *, width: float = 1.0, input_size: InputSize = 112, dropout: float = 0.0
-) -> IResNet:
-    """arcface_torch's ``r50``, QUD's ``resnet50``: 43.6 M parameters. Arguments as for :class:`IResNet`."""
-    return _iresnet(50, embedding_dim, width, input_size, dropout)
-
-
-def iresnet100(
-    embedding_dim: int = 512, *, width: float = 1.0, input_size: InputSize = 112, dropout: float = 0.0
-) -> IResNet:
-    """arcface_torch's ``r100``, QUD's ``resnet100``: 65.2 M parameters. Arguments as for :class:`IResNet`."""
-    return _iresnet(100, embedding_dim, width, input_size, dropout)
-
-
-def iresnet200(
-    embedding_dim: int = 512, *, width: float = 1.0, input_size: InputSize = 112, dropout: float = 0.0
-) -> IResNet:
-    """arcface_torch's ``r200``: 118.8 M parameters. Arguments as for :class:`IResNet`."""
-    return _iresnet(200, embedding_dim, width, input_size, dropout)
-
-
-def _iresnet(depth: int, embedding_dim: int, width: float, input_size: InputSize, dropout: float) -> IResNet:
+    """The published network of a depth in :data:`IRESNET_BLOCKS`. Arguments as for :class:`IResNet`."""
     return IResNet(
         IRESNET_BLOCKS[depth], embedding_dim=embedding_dim, width=width, input_size=input_size, dropout=dropout
     )
+
+
+def _of_depth(build: Callable[Concatenate[int, _P], IResNet], depth: int, summary: str) -> Callable[_P, IResNet]:
+    """``build`` for one depth, under a name of its own, with the signature that is left."""
+
+    def of_depth(*args: _P.args, **kwargs: _P.kwargs) -> IResNet:
+        return build(depth, *args, **kwargs)
+
+    left = inspect.signature(build)
+    of_depth.__name__ = of_depth.__qualname__ = f"iresnet{depth}"
+    of_depth.__doc__ = f"{summary} Arguments as for :class:`IResNet`."
+    vars(of_depth)["__signature__"] = left.replace(parameters=list(left.parameters.values())[1:])
+    return of_depth
+
+
+iresnet18 = _of_depth(iresnet, 18, "arcface_torch's ``r18``, QUD's ``resnet18``: 24.0 M parameters.")
+iresnet34 = _of_depth(iresnet, 34, "arcface_torch's ``r34``: 34.1 M parameters.")
+iresnet50 = _of_depth(iresnet, 50, "arcface_torch's ``r50``, QUD's ``resnet50``: 43.6 M parameters.")
+iresnet100 = _of_depth(iresnet, 100, "arcface_torch's ``r100``, QUD's ``resnet100``: 65.2 M parameters.")
+iresnet200 = _of_depth(iresnet, 200, "arcface_torch's ``r200``: 118.8 M parameters.")
 
 
 def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:

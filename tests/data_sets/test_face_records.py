@@ -110,6 +110,34 @@ def test_unusable_images_are_listed_and_nothing_is_written(
     assert check_faces(out).problems == []
 
 
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (b"", "Image without content"),
+        (b"no image", "cannot be read"),
+        (Image.new("L", (112, 112)), "got 'mode L'; expected an upright RGB image"),
+        (Image.new("RGBA", (112, 112)), "got 'mode RGBA'; expected an upright RGB image"),
+        (Image.new("RGB", (160, 160)), "got '160x160 pixels'; expected 112x112 pixels"),
+    ],
+    ids=["zero bytes", "text", "grey", "four channels", "other size"],
+)
+def test_an_older_set_survives_an_unusable_image(
+    folder: Path, tmp_path: Path, image: bytes | Image.Image, reason: str
+) -> None:
+    out = tmp_path / "out" / "t.rec"
+    folder_to_records(folder, out, listing=True)
+    before = {file.name: file.read_bytes() for file in out.parent.iterdir()}
+    bad = folder / "cid" / "bad.png"
+    if isinstance(image, bytes):
+        bad.write_bytes(image)
+    else:
+        image.save(bad)
+    with pytest.raises(DataError, match=f"(?s)1 of 7 images cannot be stored.*{reason}") as raised:
+        folder_to_records(folder, out, listing=True)
+    assert str(bad) in str(raised.value)
+    assert {file.name: file.read_bytes() for file in out.parent.iterdir()} == before
+
+
 def test_folders_that_are_none_of_faces(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Folder of faces: got '.*absent'"):
         folder_to_records(tmp_path / "absent", tmp_path / "t.rec")
@@ -204,6 +232,32 @@ def test_check_of_a_damaged_record_and_of_a_header_that_does_not_fit(folder: Pat
     report = check_faces(path)
     assert "record with key 0 at offset 0 cannot be read" in report.problems[0]
     assert report.counts["layout"] == "unknown"
+
+
+def test_check_of_crops_of_several_sizes(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.rec"
+    folder_to_records(folder, path)
+    contents = [RecordReader(path).read(key).content for key in range(1, 7)]
+    for number, (place, size) in enumerate({1: (96, 96), 4: (112, 96)}.items()):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+        contents[place] = (tmp_path / f"{number}.png").read_bytes()
+    with RecordWriter(path, image_size=(96, 128)) as writer:
+        for number, content in enumerate([*contents, b""]):
+            writer.append(content, number % 2)
+    assert check_faces(path).problems == [
+        "1 images cannot be decoded: 6",
+        "2 sizes are not those of the other crops, or not square: 96x96 (1 images), 112x96 (1 images)",
+        "property says 96,128 pixels (height,width) and most images have 112,112",
+    ]
+    (tmp_path / "property").write_text("2")  # without a size
+    assert check_faces(path).problems[-1] == "property says no pixels (height,width) and most images have 112,112"
+
+
+def test_check_refuses_pickles_that_ask_for_more_than_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.bin").write_bytes(b"cposix\nsystem\n(S'touch touched'\ntR.")
+    assert main(["check", str(tmp_path / "a.bin")]) == 2
+    assert "it asks for posix.system" in capsys.readouterr().err
+    assert not (tmp_path / "touched").exists()
 
 
 def test_check_of_missing_keys(folder: Path, tmp_path: Path) -> None:

@@ -47,7 +47,14 @@ def test_100000_keys_equal_plain_parsing(
 
 
 @pytest.mark.parametrize(
-    "text", ["1\t0\n2\t8\n3\t16", "1\t0\r\n2\t8\r\n3\t16\r\n", "1\t0\n\n2\t8\n3\t16\n\n", "1 0\n2 8\n3 16\n"]
+    "text",
+    [
+        "1\t0\n2\t8\n3\t16",
+        "1\t0\r2\t8\r3\t16\r",
+        "1\t0\r\n2\t8\r\n3\t16\r\n",
+        "1\t0\n\n2\t8\n3\t16\n\n",
+        "1 0\n2 8\n3 16\n",
+    ],
 )
 def test_line_ends_blank_lines_and_spaces(tmp_path: Path, text: str) -> None:
     index = load(tmp_path, text)
@@ -73,3 +80,14 @@ def test_wrong_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, li
 def test_repeated_key(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 keys occur more than once: got 3; expected every key once"):
         load(tmp_path, "3\t0\n7\t8\n3\t16\n7\t24\n1\t32\n")
+
+
+def test_first_and_last_key_say_nothing_about_those_between(tmp_path: Path) -> None:
+    for keys in ([3, 5, 4, 6], [3, 4, 6, 7], [3, 4, 5, 6]):
+        index = load(tmp_path, "".join(f"{key}\t{8 * key}\n" for key in keys))
+        for key in keys:
+            assert index.offset(key) == 8 * key
+        assert index.offsets[index.positions(keys[::-1])].tolist() == [8 * key for key in keys[::-1]]
+        for absent in {2, 5, 7, 8} - set(keys):
+            with pytest.raises(DataError, match=f"unknown key: got {absent}"):
+                index.offset(absent)

@@ -132,7 +132,7 @@ def test_round_trip_in_any_order(tmp_path: Path) -> None:
     reader = RecordReader(write(tmp_path / "a.rec", *contents))
     assert [reader.read(key).content for key in range(7)] == contents
     wanted = [6, 0, 6, 3]
-    assert [record.content for record in reader.read_many(wanted)] == [contents[key] for key in wanted]
+    assert reader.read_many(wanted).contents == [contents[key] for key in wanted]
     assert reader.labels([5, 0, 6]).tolist() == [2.0, 0.0, 3.0]
     assert reader.end(6) == (tmp_path / "a.rec").stat().st_size
     with pytest.raises(DataError, match=r"a\.idx: unknown key: got 7; expected keys from 0 to 6 \(7\)"):
@@ -312,6 +312,16 @@ def test_index_that_points_outside(tmp_path: Path, offset: int) -> None:
     (tmp_path / "a.idx").write_text(f"0\t0\n1\t{offset}\n")
     with pytest.raises(DataError, match=f"got 'key 1 at offset {offset}'"):
         RecordReader(path)
+
+
+def test_index_that_points_into_a_record(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.rec", b"x" * 100, b"y")
+    (tmp_path / "a.idx").write_text("0\t0\n1\t64\n")
+    reader = RecordReader(path)
+    for read in (lambda: reader.read(1), lambda: reader.read_many([0, 1]), lambda: reader.labels([1])):
+        with pytest.raises(DataError, match=r"key 1 at offset 64 .*no frame at byte 64: it begins with 7878"):
+            read()
+    assert reader.read(0).content == b"x" * 100
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -227,11 +227,19 @@ def test_pairs_are_interleaved_on_request(tmp_path: Path) -> None:
         (",0b.png,1", "line 22"),
         ("0a.png,absent.png,1", r"Image of a pair: got '.*absent\.png'"),
         ("0a.png,small.png,1", r"small\.png: got '64x64 pixels'; expected 112x112 pixels"),
+        ("0a.png,empty.png,1", r"Image without content: got '.*empty\.png'"),
+        ("grey.png,0b.png,1", r"grey\.png: got 'mode L'; expected an upright RGB image.*--convert"),
+        ("0a.png,alpha.png,1", r"alpha\.png: got 'mode RGBA'; expected an upright RGB image"),
+        ("0a.png,text.png,1", r"cannot be read: got '.*text\.png'"),
     ],
 )
 def test_wrong_list(tmp_path: Path, line: str, message: str) -> None:
     file = pair_list(tmp_path, [1, 0] * 10)
     (tmp_path / "small.png").write_bytes(encoded(size=(64, 64)))
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("L", (112, 112)).save(tmp_path / "grey.png")
+    Image.new("RGBA", (112, 112)).save(tmp_path / "alpha.png")
     file.write_text(f"{file.read_text()}\n{line}\n")
     with pytest.raises(DataError, match=message):
         bin_from_pairs(file, tmp_path / "a.bin")

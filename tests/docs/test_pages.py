@@ -101,5 +101,15 @@ def test_result_tables_come_from_the_stored_results() -> None:
     table = as_table(json.loads((folder / "demo.json").read_text())).strip()
     assert table in text
     assert table in (ROOT / "projects/QSD/README.md").read_text(encoding="utf-8")
-    tool = runpy.run_path(str(ROOT / "tools" / "benchmark.py"))
-    assert tool["table"](json.loads((folder / "benchmark.json").read_text())["suites"]) in text
+
+
+BENCHMARKS = sorted(ROOT.glob("projects/*/results/benchmark*.json"))
+
+
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_benchmark_tables_come_from_the_stored_figures(file: Path) -> None:
+    table = runpy.run_path(str(ROOT / "tools" / "benchmark.py"))["table"](json.loads(file.read_text())["suites"])
+    pages = [ROOT / "README.md", file.parents[1] / "README.md"]
+    assert any(table in page.read_text(encoding="utf-8") for page in pages if page.is_file()), (
+        f"Paste this into {pages[1].relative_to(ROOT)}:\n{table}"
+    )

@@ -6,6 +6,8 @@ with weights from a formula.
 
 from __future__ import annotations
 
+import inspect
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,3 +186,15 @@ def test_a_traced_network_takes_batches_of_any_size(build: Callable[..., Any]) -
 def test_impossible_sizes_are_named(build: Callable[..., Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(8, **options)
+
+
+def test_each_depth_is_a_function_with_a_name_a_signature_and_a_text_of_its_own() -> None:
+    for depth in (18, 34, 50, 100, 200):
+        build = getattr(networks, f"iresnet{depth}")
+        assert build.__name__ == f"iresnet{depth}"
+        assert f"``r{depth}``" in build.__doc__
+        assert list(inspect.signature(build).parameters) == ["embedding_dim", "width", "input_size", "dropout"]
+        assert pickle.loads(pickle.dumps(build)) is build
+    with pytest.raises(TypeError, match="depth"):
+        networks.iresnet18(depth=50)
+    assert networks.iresnet34(8, width=1 / 64, dropout=0.25).dropout.p == 0.25

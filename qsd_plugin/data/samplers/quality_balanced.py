@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from qsd_plugin.core.errors import ConfigError, DataError, did_you_mean
+from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.core.streams import numpy_stream
-from qsd_plugin.data.samplers.base import IdentitySampler, checked_scores, checked_sets, take
+from qsd_plugin.data.samplers.base import checked_sets, take
+from qsd_plugin.data.samplers.quality import QualitySampler
 
 #: How bins are laid out.
 EDGES = ("quantile", "width")
@@ -19,7 +20,7 @@ EDGES = ("quantile", "width")
 Counts = NDArray[np.int64]
 
 
-class QualityBalancedSampler(IdentitySampler):
+class QualityBalancedSampler(QualitySampler):
     """Identity sampler whose batches hold the bins of the quality range as evenly as their identities allow.
 
     The labels of each data set are divided into bins by :func:`quality_bins`. The identities of a batch are drawn as by
@@ -65,20 +66,18 @@ class QualityBalancedSampler(IdentitySampler):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(identities, batch_size, num_instances, seed=seed, rank=rank, world_size=world_size)
-        values, owners = checked_scores(scores, len(identities)), checked_sets(sets, len(identities))
-        bins = np.full(len(values), -1, dtype=np.int64)
+        self._num_bins, self._edges, self._sets = num_bins, edges, sets  # needed before the constructor ends
+        super().__init__(identities, scores, batch_size, num_instances, seed=seed, rank=rank, world_size=world_size)
+
+    def _prepare(self, scores: NDArray[np.float64]) -> None:
+        owners = checked_sets(self._sets, len(scores))
+        bins = np.full(len(scores), -1, dtype=np.int64)
         for which in np.unique(owners):
             own = owners == which
-            found = quality_bins(values[own], num_bins, edges)
-            bins[own] = np.where(found < 0, -1, found + which * num_bins)
+            found = quality_bins(scores[own], self._num_bins, self._edges)
+            bins[own] = np.where(found < 0, -1, found + which * self._num_bins)
         if (bins < 0).all():
-            raise DataError(
-                "Quality scores for QualityBalancedSampler",
-                value=f"no label for any of {len(bins)} images",
-                expected="labels",
-                remedy="Check the label files, or use another DATALOADER.SAMPLER_TRAIN.",
-            )
+            raise self._without_labels(f"no label for any of {len(bins)} images", "labels")
         #: Images of each identity by bin, and those without a label under -1.
         self._binned: list[dict[int, list[int]]] = []
         #: How many labelled images a group of each identity holds, and how often each bin could serve it.
@@ -92,7 +91,7 @@ class QualityBalancedSampler(IdentitySampler):
             labelled = len(images) - len(binned[-1])
             if not labelled:
                 continue
-            wanted = max(min(labelled, num_instances), num_instances - len(binned[-1]))
+            wanted = max(min(labelled, self.num_instances), self.num_instances - len(binned[-1]))
             repeats = -(-wanted // labelled)
             self._wanted[number] = wanted
             for place, members in binned.items():

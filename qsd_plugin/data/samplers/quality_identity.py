@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from qsd_plugin.core.errors import ConfigError, DataError
-from qsd_plugin.data.samplers.base import IdentitySampler, checked_scores, take
+from qsd_plugin.core.errors import ConfigError
+from qsd_plugin.data.samplers.base import take
+from qsd_plugin.data.samplers.quality import QualitySampler
 
 
-class QualityIdentitySampler(IdentitySampler):
+class QualityIdentitySampler(QualitySampler):
     """Identity sampler that draws half of each group of K from an identity's better images and half from the others.
 
     An identity's labelled images are cut in two by :func:`median_cuts`, so every image of the upper part has a higher
@@ -45,41 +45,27 @@ class QualityIdentitySampler(IdentitySampler):
             with two different labels.
     """
 
-    def __init__(
-        self,
-        identities: Sequence[Hashable],
-        scores: ArrayLike | torch.Tensor,
-        batch_size: int,
-        num_instances: int,
-        *,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(identities, batch_size, num_instances, seed=seed, rank=rank, world_size=world_size)
-        if num_instances < 2:
+    def _prepare(self, scores: NDArray[np.float64]) -> None:
+        if self.num_instances < 2:
             raise ConfigError(
                 "Images per identity for QualityIdentitySampler",
-                value=num_instances,
+                value=self.num_instances,
                 expected="at least 2, one from each part of an identity's labels",
                 remedy="Raise DATALOADER.NUM_INSTANCE.",
             )
-        values = checked_scores(scores, len(identities))
         self._labelled: list[list[int]] = []
         self._unlabelled: list[list[int]] = []
         self._cuts: list[list[int]] = []
         for images in self._images:
-            known = sorted((image for image in images if not np.isnan(values[image])), key=lambda image: values[image])
+            known = sorted((image for image in images if not np.isnan(scores[image])), key=lambda image: scores[image])
             self._labelled.append(known)
-            self._unlabelled.append([image for image in images if np.isnan(values[image])])
-            self._cuts.append(median_cuts(values[known]))
+            self._unlabelled.append([image for image in images if np.isnan(scores[image])])
+            self._cuts.append(median_cuts(scores[known]))
         self.without_gap = sum(not cuts for cuts in self._cuts)
         if self.without_gap == len(self._images):
-            raise DataError(
-                "Quality scores for QualityIdentitySampler",
-                value=f"no identity with two different labels among {self.without_gap}",
-                expected="labels that differ within identities",
-                remedy="Check the label files, or use another DATALOADER.SAMPLER_TRAIN.",
+            raise self._without_labels(
+                f"no identity with two different labels among {self.without_gap}",
+                "labels that differ within identities",
             )
 
     def _draw(self, step: int, numbers: Sequence[int]) -> list[int]:

@@ -117,6 +117,23 @@ def test_damaged_record_is_replaced_by_another_image_of_its_identity(faces: Path
     assert sample["img_paths"] in {f"{tmp_path}/train.rec#{key}" for key in (1, 3, 4)}
 
 
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (2000, r"\d+ of 12 records lie outside .*cut off"),
+        (30, r"key 11 at offset .*cannot be read.*cut off or damaged"),
+    ],
+)
+def test_record_file_that_is_cut_off_stops_before_training(
+    faces: Path, tmp_path: Path, missing: int, message: str
+) -> None:
+    file = tmp_path / "train.rec"
+    folder_to_records(faces / "images", file, header=False)
+    file.write_bytes(file.read_bytes()[:-missing])
+    with pytest.raises(DataError, match=message):
+        datasets.training_set(config(tmp_path, **{"DATA.RECORD": str(file)}), "FaceRecord")
+
+
 def test_what_is_missing_is_named(faces: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"DATA\.RECORD: got ''; expected a \.rec file with its \.idx"):
         datasets.training_set(config(tmp_path), "FaceRecord")

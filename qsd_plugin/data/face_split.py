@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from qsd_plugin.core.files import new_folder
 from qsd_plugin.data.face_lists import FACE_COLUMNS, PAIR_COLUMNS
 from qsd_plugin.data.face_records import face_folder
 from qsd_plugin.data.identity_split import draw_held_out
-from qsd_plugin.data.items import listed_path
 from qsd_plugin.data.pair_drawing import draw_pairs
 
 TRAIN_FILE, PAIRS_FILE, SUMMARY_FILE = "train.csv", "pairs.csv", "split.json"
@@ -68,8 +67,7 @@ def split_faces(
 
     Args:
         folder: ``<identity>/*.jpg`` or other images.
-        out: Folder for the lists; empty or not there yet. Paths in them are relative to it where images lie below it,
-            absolute otherwise.
+        out: Folder for the lists; empty or not there yet. Paths in them are absolute.
         test_fraction: Share of the people to hold out, between 0 and 1.
         seed: Of who is held out and which pairs are drawn; >= 0.
         pairs: P, a multiple of 20.
@@ -79,6 +77,8 @@ def split_faces(
         ConfigError: An argument out of range, or a pattern that is none.
         DataError: Too few people or images, a name that the pattern does not match, or ``out`` is not empty.
     """
+    if seed < 0:
+        raise ConfigError("Seed of a split", value=seed, expected="0 or more")
     root, target = (Path(path).expanduser().absolute() for path in (folder, out))
     people = face_folder(root)
     quality = None
@@ -94,11 +94,15 @@ def split_faces(
             expected="two people or more to train on, and two or more with two images each to test on",
             remedy="Add people, or change --test-fraction.",
         )
-    train = {name: people[name] for name in people.keys() - set(held_out)}
-    train = dict(sorted(train.items()))
+    tested = set(held_out)
+    train = {name: paths for name, paths in people.items() if name not in tested}
     drawn, own_people = draw_pairs({name: len(people[name]) for name in held_out}, pairs, seed=seed)
     rows = [((people[a][i], a), (people[b][j], b)) for (a, i), (b, j) in drawn]
-    reproducible = _train_table(train, root) + _pair_table(rows, quality, root)
+
+    def below(path: Path) -> str:
+        return path.relative_to(root).as_posix()
+
+    reproducible = _train_table(train, below) + _pair_table(rows, quality, below)
     split = FaceSplit(
         seed=seed,
         test_fraction=test_fraction,
@@ -112,8 +116,8 @@ def split_faces(
         digest=hashlib.sha256(reproducible).hexdigest(),
     )
     with new_folder(target) as partial:
-        (partial / TRAIN_FILE).write_bytes(_train_table(train, target))
-        (partial / PAIRS_FILE).write_bytes(_pair_table(rows, quality, target))
+        (partial / TRAIN_FILE).write_bytes(_train_table(train, str))
+        (partial / PAIRS_FILE).write_bytes(_pair_table(rows, quality, str))
         (partial / SUMMARY_FILE).write_text(json.dumps(asdict(split), indent=1) + "\n", encoding="utf-8")
     return split
 
@@ -153,17 +157,19 @@ def _pattern(text: str) -> re.Pattern[str]:
     return pattern
 
 
-def _train_table(train: Mapping[str, Sequence[Path]], base: Path) -> bytes:
-    rows = [[listed_path(path, base), name] for name, paths in train.items() for path in paths]
+def _train_table(train: Mapping[str, Sequence[Path]], shown: Callable[[Path], str]) -> bytes:
+    rows = [[shown(path), name] for name, paths in train.items() for path in paths]
     return _csv(FACE_COLUMNS, rows)
 
 
 def _pair_table(
-    rows: Sequence[tuple[tuple[Path, str], tuple[Path, str]]], quality: Mapping[Path, float] | None, base: Path
+    rows: Sequence[tuple[tuple[Path, str], tuple[Path, str]]],
+    quality: Mapping[Path, float] | None,
+    shown: Callable[[Path], str],
 ) -> bytes:
     table = []
     for (first, who), (second, other) in rows:
-        row: list[object] = [listed_path(first, base), listed_path(second, base), int(who == other), who]
+        row: list[object] = [shown(first), shown(second), int(who == other), who]
         table.append(row if quality is None else [*row, min(quality[first], quality[second])])
     return _csv((*PAIR_COLUMNS, "identity", *([] if quality is None else ["quality"])), table)
 

@@ -147,11 +147,6 @@ def listed_root(folder: Path, paths: Iterable[str]) -> Path:
     return folder if shared.is_relative_to(folder) else shared
 
 
-def listed_path(path: Path, folder: Path) -> str:
-    """How a list in ``folder`` names the absolute ``path``: relative where it lies below, absolute otherwise."""
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
-
-
 def single_image_identities(identities: Iterable[str]) -> list[str]:
     """The identities that occur once, sorted."""
     return sorted(identity for identity, count in Counter(identities).items() if count == 1)

@@ -16,7 +16,6 @@ from qsd_plugin.data.items import (
     ImageItem,
     ImageSplits,
     check_listed,
-    listed_path,
     listed_root,
     make_splits,
 )
@@ -92,7 +91,9 @@ def write_list(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> 
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_REQUIRED)
     for item in sorted(items):
-        writer.writerow([listed_path(Path(item.path).absolute(), target.parent), item.identity, item.camera or ""])
+        path = Path(item.path).absolute()
+        shown = path.relative_to(target.parent) if path.is_relative_to(target.parent) else path
+        writer.writerow([shown.as_posix(), item.identity, item.camera or ""])
     write_atomically(target, text.getvalue().encode())
     return make_splits(items, (), (), root=splits.root)
 

@@ -172,10 +172,14 @@ def test_trials_of_verification_bins(root: Path, tmp_path: Path) -> None:
     test = TESTS["VerificationBin"](cfg)
     features = embed([row[side] for row in listed[:100] for side in ("first", "second")])
     numbers, trials = test.score(features).numbers, test.trials(features)
-    for name, count in (("one", 60), ("two", 40)):
+    same = np.array([row["same"] == "1" for row in listed])
+    for name, start, end in (("one", 0, 60), ("two", 60, 100)):
         own = trials.test == name
-        assert own.sum() == count
+        assert own.sum() == end - start
         assert trials.values[own].mean() == pytest.approx(numbers[name])
+        assert numbers[name] == pytest.approx(
+            100 * verify_pairs(features[2 * start : 2 * end], same[start:end]).accuracy
+        )
     assert numbers["one"] != numbers["two"]
     assert list(trials.groups()) == ["all"]
     assert len(set(trials.identity.tolist())) == 100  # every pair is a cluster of its own

@@ -6,6 +6,7 @@ python tools/build_data.py synthetic DIR         write the synthetic pedestrians
 python tools/build_data.py folder2rec DIR OUT.rec  <identity>/*.jpg, aligned, to .rec, .idx and property
 python tools/build_data.py rec2folder IN.rec DIR   and back to <class>/<key>.jpg
 python tools/build_data.py pairs2bin CSV OUT.bin   pairs first,second,same to a verification set
+python tools/build_data.py face-split DIR OUT      <identity>/*.jpg to train.csv and pairs.csv, with nobody in both
 python tools/build_data.py check FILE              what is in a .rec or .bin file and what is wrong with it
 """
 
@@ -92,6 +93,22 @@ def pairs2bin(options: argparse.Namespace) -> int:
     return 0
 
 
+def face_split(options: argparse.Namespace) -> int:
+    """``face-split``: write the lists and print what is in them."""
+    from qsd_plugin.data.face_split import PAIRS_FILE, TRAIN_FILE, split_faces
+
+    names = ("test_fraction", "seed", "pairs", "quality_from_name")
+    done = split_faces(options.folder, options.out, **{name: getattr(options, name) for name in names})
+    print(f"{options.out}/{TRAIN_FILE}: {done.train_images} images of {done.train_identities} people")
+    print(
+        f"{options.out}/{PAIRS_FILE}: {done.pairs} pairs, half of them genuine, of {done.test_images} images of "
+        f"{done.test_identities} other people"
+    )
+    if not done.own_people:
+        print("Folds share people: for folds with people of their own, 20 or more have to be held out.")
+    return 0
+
+
 def check(options: argparse.Namespace) -> int:
     """``check``: print what is in a record file or verification set and what is wrong with it."""
     from qsd_plugin.data.face_check import check_faces
@@ -124,6 +141,21 @@ def _add_face_commands(commands: Any) -> None:
     pairs.add_argument("file", metavar="OUT.bin")
     pairs.add_argument("--interleave", action="store_true", help="spread both kinds of pairs evenly over the folds")
     pairs.set_defaults(run=pairs2bin)
+
+    split = commands.add_parser("face-split", help="write lists of face images: people to train on, others to verify")
+    split.add_argument("folder", metavar="DIR", help="<identity>/*.jpg")
+    split.add_argument(
+        "out", metavar="OUT", help="folder for train.csv, pairs.csv and split.json; empty, or to be made"
+    )
+    split.add_argument("--test-fraction", type=float, default=0.5, help="share of the people (default %(default)s)")
+    split.add_argument("--seed", type=int, default=0, help="of people and pairs (default %(default)s)")
+    split.add_argument("--pairs", type=int, default=3000, help="a multiple of 20 (default %(default)s)")
+    split.add_argument(
+        "--quality-from-name",
+        metavar="REGEX",
+        help="quality of an image: minus the largest absolute number its groups find in the file's name",
+    )
+    split.set_defaults(run=face_split)
 
     faces = commands.add_parser("check", help="check a .rec or .bin file")
     faces.add_argument("file", metavar="FILE")

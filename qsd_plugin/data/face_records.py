@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsd_plugin.core.errors import DataError
+from qsd_plugin.core.files import new_folder
 from qsd_plugin.core.progress import progress
 from qsd_plugin.data.face_images import storable, suffix
 from qsd_plugin.data.items import existing_folder, image_files
@@ -143,27 +142,16 @@ def records_to_folder(path: str | os.PathLike[str], folder: str | os.PathLike[st
     Raises:
         DataError: The folder exists and is not empty, or a record is damaged.
     """
-    target = Path(folder).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError("Folder to write", value=str(folder), expected="one that is empty or does not exist")
-    with RecordReader(path) as reader:
+    with RecordReader(path) as reader, new_folder(Path(folder).expanduser()) as partial:
         keys = reader.image_keys
         numbers = classes(reader.image_labels, name=str(path))
         digits = len(str(int(numbers.max(initial=0)))), len(str(int(keys.max(initial=0))))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        try:
-            pairs = list(zip(keys.tolist(), numbers.tolist(), strict=True))
-            for key, number in progress(pairs, "Writing images"):
-                content = reader.read(key).content
-                file = partial / f"{number:0{digits[0]}d}" / f"{key:0{digits[1]}d}{suffix(content)}"
-                file.parent.mkdir(exist_ok=True)
-                file.write_bytes(content)
-            os.chmod(partial, 0o755)
-            os.replace(partial, target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        pairs = list(zip(keys.tolist(), numbers.tolist(), strict=True))
+        for key, number in progress(pairs, "Writing images"):
+            content = reader.read(key).content
+            file = partial / f"{number:0{digits[0]}d}" / f"{key:0{digits[1]}d}{suffix(content)}"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
     return len(keys), len(np.unique(numbers))
 
 

@@ -33,23 +33,39 @@ def draw_split(items: Iterable[ImageItem], *, test_fraction: float, seed: int, r
         ConfigError: ``test_fraction`` out of range.
         DataError: Too few identities to split.
     """
-    if not 0.0 < test_fraction < 1.0:
-        raise ConfigError("Share of identities held out for testing", value=test_fraction, expected="0 < share < 1")
     by_identity = _by_identity(items)
     testable = [name for name, images in by_identity.items() if _can_be_found(images)]
-    count = min(max(1, round(test_fraction * len(by_identity))), len(testable))
-    if not count or count == len(by_identity):
+    drawn = draw_held_out(testable, total=len(by_identity), test_fraction=test_fraction, seed=seed)
+    if not drawn or len(drawn) == len(by_identity):
         raise DataError(
             f"{root}: no test set can be split off",
             value=f"{len(by_identity)} identities, {len(testable)} of them seen twice (by two cameras where known)",
             expected="two identities or more, one of them seen twice",
             remedy="Add identities, or provide query and gallery folders.",
         )
-    order = numpy_stream(seed, "held-out identities").permutation(len(testable))
-    held_out = {testable[place] for place in order[:count]}
+    held_out = set(drawn)
     train = [item for name, images in by_identity.items() if name not in held_out for item in images]
     query, gallery = draw_queries((item for name in held_out for item in by_identity[name]), seed=seed)
     return make_splits(train, query, gallery, root=root)
+
+
+def draw_held_out(testable: Sequence[str], *, total: int, test_fraction: float, seed: int) -> list[str]:
+    """Who is held out for testing: a share of all identities, drawn from those that can be tested.
+
+    Args:
+        testable: Identities to draw from, in an order that is the same every time.
+        total: Number of all identities.
+        test_fraction: Share of ``total`` to hold out, between 0 and 1; at least one identity.
+        seed: Decides which; >= 0.
+
+    Raises:
+        ConfigError: ``test_fraction`` out of range.
+    """
+    if not 0.0 < test_fraction < 1.0:
+        raise ConfigError("Share of identities held out for testing", value=test_fraction, expected="0 < share < 1")
+    count = min(max(1, round(test_fraction * total)), len(testable))
+    order = numpy_stream(seed, "held-out identities").permutation(len(testable))
+    return [testable[place] for place in order[:count]]
 
 
 def draw_queries(items: Iterable[ImageItem], *, seed: int) -> tuple[list[ImageItem], list[ImageItem]]:

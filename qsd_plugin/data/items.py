@@ -18,6 +18,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 SPLITS = ("train", "query", "gallery")
 
+_SHOWN = 3
+
 
 @dataclass(frozen=True, order=True)
 class ImageItem:
@@ -115,6 +117,34 @@ def existing_folder(path: str | os.PathLike[str], what: str) -> Path:
             remedy=f"Relative paths start at {Path.cwd()}." if not folder.is_absolute() else "Check the path.",
         )
     return folder
+
+
+def check_listed(list_file: Path, paths: Sequence[str], *, what: str = "Image list") -> None:
+    """Refuse a list of files that do not exist or that are listed more than once.
+
+    Raises:
+        DataError: There are such files.
+    """
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise DataError(
+            f"{what} {list_file}: {len(missing)} of {len(paths)} files do not exist",
+            value=missing[:_SHOWN],
+            expected=f"absolute paths, or paths relative to {list_file.parent.absolute()}",
+        )
+    repeated = [path for path, count in Counter(paths).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{what} {list_file}: {len(repeated)} files are listed more than once",
+            value=repeated[:_SHOWN],
+            expected="every file once",
+        )
+
+
+def listed_root(folder: Path, paths: Iterable[str]) -> Path:
+    """What names of listed images are relative to: the list's folder or, with images outside, their common one."""
+    shared = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    return folder if shared.is_relative_to(folder) else shared
 
 
 def single_image_identities(identities: Iterable[str]) -> list[str]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections import Counter
 from collections.abc import Sequence, Set
 from pathlib import Path
 
 from qsd_plugin.core.errors import DataError, did_you_mean
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.data.identity_split import COLUMNS, stored_split
-from qsd_plugin.data.items import SPLITS, ImageItem, ImageSplits, make_splits
+from qsd_plugin.data.items import (
+    SPLITS,
+    ImageItem,
+    ImageSplits,
+    check_listed,
+    listed_root,
+    make_splits,
+)
 from qsd_plugin.data.reid_folders import read_folder
 
 _REQUIRED = COLUMNS[:3]
-_SHOWN = 3
 
 
 def read_list(
@@ -48,8 +53,9 @@ def read_list(
         image = os.path.normpath(folder / row["path"])
         parts[_split_of(path, line, row)].append(ImageItem(image, row["pid"], row["camid"] or None))
     items = [item for part in parts.values() for item in part]
-    _check_files(path, items)
-    root = _root(folder, items)
+    paths = [item.path for item in items]
+    check_listed(path, paths)
+    root = listed_root(folder, paths)
     if "split" in rows[0][1]:
         return make_splits(parts["train"], parts["query"], parts["gallery"], root=root)
     return stored_split(
@@ -131,27 +137,3 @@ def _split_of(file: Path, line: int, row: dict[str, str]) -> str:
             remedy=did_you_mean(split, SPLITS),
         )
     return split
-
-
-def _check_files(file: Path, items: Sequence[ImageItem]) -> None:
-    paths = [item.path for item in items]
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing:
-        raise DataError(
-            f"Image list {file}: {len(missing)} of {len(paths)} files do not exist",
-            value=missing[:_SHOWN],
-            expected=f"absolute paths, or paths relative to {file.parent.absolute()}",
-        )
-    repeated = [path for path, count in Counter(paths).items() if count > 1]
-    if repeated:
-        raise DataError(
-            f"Image list {file}: {len(repeated)} files are listed more than once",
-            value=repeated[:_SHOWN],
-            expected="every file once",
-        )
-
-
-def _root(folder: Path, items: Sequence[ImageItem]) -> Path:
-    """The list's folder or, where images lie outside, the folder that holds them all."""
-    shared = Path(os.path.commonpath([os.path.dirname(item.path) for item in items]))
-    return folder if shared.is_relative_to(folder) else shared

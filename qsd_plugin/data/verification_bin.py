@@ -5,7 +5,6 @@ A pickle may ask for anything to be run; these are read by :mod:`qsd_plugin.core
 
 from __future__ import annotations
 
-import csv
 import os
 import pickle
 from collections.abc import Iterator, Sequence
@@ -21,12 +20,10 @@ from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.plain_pickle import PickledArray, load_plain
 from qsd_plugin.core.progress import progress
 from qsd_plugin.data.face_images import decode_face, storable
+from qsd_plugin.data.face_lists import read_pairs
 
 #: Folds of the protocol (LFW's): contiguous, the first ones longer by one where P is no multiple.
 FOLDS = 10
-
-#: Columns of a pair list.
-PAIR_COLUMNS = ("first", "second", "same")
 
 
 class VerificationPairs(NamedTuple):
@@ -124,7 +121,7 @@ def check_folds(issame: NDArray[np.bool_], folds: int = FOLDS, *, name: str = "V
             f"{name}: {len(wrong)} of {folds} folds lack matching or non-matching pairs",
             value=f"folds {listed} of {len(issame)} pairs, {int(issame.sum())} of them matching",
             expected="both kinds in every contiguous fold",
-            remedy="Interleave them: tools/build_data.py pairs2bin --interleave.",
+            remedy="Interleave both kinds, as tools/build_data.py face-split and pairs2bin --interleave do.",
         )
 
 
@@ -158,37 +155,16 @@ def bin_from_pairs(
     Raises:
         DataError: The list is misformed, an image is not such a crop, or a fold would have one kind only.
     """
-    rows = _read_pair_list(Path(pairs_file).expanduser())
-    same = np.array([row[2] for row in rows], dtype=bool)
-    order = interleaved(same) if interleave else np.arange(len(rows))
+    listed = read_pairs(pairs_file)
+    same = listed.same
+    order = interleaved(same) if interleave else np.arange(len(same))
     check_folds(same[order], name=os.fspath(pairs_file))
     images: list[bytes] = []
     for number in progress(order.tolist(), "Reading pairs"):
-        first, second, _ = rows[number]
-        images += [storable(_read(file), name=str(file), size=size, convert=convert) for file in (first, second)]
+        files = (listed.first[number], listed.second[number])
+        images += [storable(_read(file), name=str(file), size=size, convert=convert) for file in files]
     save_bin(path, images, same[order])
     return VerificationPairs(images, same[order])
-
-
-def _read_pair_list(file: Path) -> list[tuple[Path, Path, bool]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            missing = [name for name in PAIR_COLUMNS if name not in (reader.fieldnames or ())]
-            rows = [] if missing else [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise DataError(
-            "Pair list", value=str(file), expected="an existing CSV file", remedy=f"{error.strerror}."
-        ) from error
-    if missing:
-        raise DataError(f"Pair list {file}: header line", value=missing, expected=f"columns {','.join(PAIR_COLUMNS)}")
-    pairs = []
-    for line, row in rows:
-        first, second, same = ((row[name] or "").strip() for name in PAIR_COLUMNS)
-        if not first or not second or same not in ("0", "1"):
-            raise DataError(f"Pair list {file}, line {line}", value=dict(row), expected="two images and 0 or 1")
-        pairs.append((file.parent / first, file.parent / second, same == "1"))
-    return pairs
 
 
 def _read(file: Path) -> bytes:

@@ -44,6 +44,13 @@ def load_runs(experiment: Experiment) -> dict[str, Runs]:
     if not any(arms.values()):
         files = f"files {per_query.FILE} or {per_trial.FILE}"
         raise DataError("Experiment without finished runs", value=experiment.output, expected=files)
+    measured = {arm: next(iter(runs.values())).metric_names for arm, runs in arms.items() if runs}
+    if len(set(measured.values())) > 1:
+        raise DataError(
+            "Arms with different metrics",
+            value=", ".join(f"{arm}: {'/'.join(names)}" for arm, names in measured.items()),
+            expected="the same test sets, and embeddings of one length, in all arms",
+        )
     for split in experiment.splits:
         queries = {
             (arm, seed): run.query for arm, runs in arms.items() for (name, seed), run in runs.items() if name == split

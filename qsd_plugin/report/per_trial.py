@@ -26,7 +26,8 @@ class PerTrial:
         query: Name of each trial, [V]; tells trials apart.
         test: The test set it belongs to, [V].
         identity: Whom it shows, [V]; of a pair the person of the first image.
-        quality: Of each trial, [V], higher is better; made without any tested model. Of a pair its worse image's.
+        quality: Of each trial, [V], higher is better; made without any tested model. Of a pair its worse image's. NaN
+            for all trials of a test set whose images have no known quality.
         values: In percent, [V, M]; NaN where a metric is not about a trial.
         names: Of the metrics, [M]; the first is the one that verdicts are about.
     """
@@ -56,7 +57,12 @@ class PerTrial:
         return self.values
 
     def groups(self) -> dict[str, NDArray[np.intp]]:
-        """Rows of all trials and of each third by quality; the thirds are taken within each test set."""
+        """Rows of all trials and of each third by quality; the thirds are taken within each test set.
+
+        Without thirds where one of the test sets has no quality: its metrics would have none of its trials in them.
+        """
+        if np.isnan(self.quality).any():
+            return {GROUPS[0]: np.arange(len(self))}
         parts: dict[str, list[NDArray[np.intp]]] = {name: [] for name in GROUPS}
         for test in np.unique(self.test):
             rows = np.flatnonzero(self.test == test)

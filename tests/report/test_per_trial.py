@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,14 @@ def test_the_page_names_both_metrics_and_the_conditions(experiment: Experiment) 
     assert "| accuracy " in text
     assert "| rank-1 " in text
     assert "Difference in accuracy to `mse`" in text
+
+
+def test_no_thirds_where_a_test_set_has_no_quality() -> None:
+    known = trials("probes", "rank-1", np.zeros(PROBES))
+    unknown = replace(trials("pairs", "accuracy", np.zeros(PAIRS)), quality=np.full(PAIRS, np.nan))
+    assert list(known.groups()) == ["all", "worst third", "middle third", "best third"]
+    for part in (unknown, join([known, unknown])):
+        assert {name: rows.tolist() for name, rows in part.groups().items()} == {"all": list(range(len(part)))}
 
 
 def test_other_files_are_refused_and_unfinished_runs_are_none(tmp_path: Path) -> None:

@@ -25,11 +25,13 @@ class FaceVerification:
 
     Attributes:
         paths: Images [N], sorted.
+        identities: Of each image [N].
         pairs: Rows of ``paths``, [P, 2]; fold k is the k-th tenth.
         issame: Whether a pair shows one person, [P]; half of each fold.
     """
 
     paths: list[str]
+    identities: npt.NDArray[np.int64]
     pairs: npt.NDArray[np.int64]
     issame: npt.NDArray[np.bool_]
 
@@ -68,7 +70,9 @@ def verification(spec: SyntheticFaces) -> FaceVerification:
         order = interleaved(kinds)
         pairs.append(np.array(fold)[order])
         issame.append(kinds[order])
-    return FaceVerification([sample.path for sample in samples], np.concatenate(pairs), np.concatenate(issame))
+    identities = np.array([sample.identity for sample in samples])
+    paths = [sample.path for sample in samples]
+    return FaceVerification(paths, identities, np.concatenate(pairs), np.concatenate(issame))
 
 
 def identification(spec: SyntheticFaces) -> FaceIdentification:

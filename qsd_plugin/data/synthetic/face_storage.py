@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image as PILImage
 
 from qsd_plugin.core.progress import progress
+from qsd_plugin.data.face_lists import PAIR_COLUMNS
 from qsd_plugin.data.synthetic.cache import (
     META_FILE,
     TRUTH_FILE,
@@ -30,7 +31,6 @@ from qsd_plugin.data.synthetic.cache import (
 from qsd_plugin.data.synthetic.damage import DEGRADATIONS, total_severity
 from qsd_plugin.data.synthetic.face_protocols import verification
 from qsd_plugin.data.synthetic.faces import FaceSample, SyntheticFaces, render_face
-from qsd_plugin.data.verification_bin import PAIR_COLUMNS
 
 #: Raised with every change that alters a picture, so that no cache is taken for what it is not.
 VERSION = 1

@@ -18,7 +18,8 @@ def add_data_config(cfg: Any) -> None:
     # Folder read by the data set ReIDFolder: train/<id>/*.jpg with query/ and gallery/, Market-1501's layout and names,
     # or <id>/*.jpg alone. FaceFolder reads it too: <id>/*.jpg, all of them for training. Path.
     node.FOLDER = ""
-    # CSV file read by the data set ReIDList: a header path,pid,camid[,split], paths relative to its folder. Path.
+    # CSV file read by the data set ReIDList: a header path,pid,camid[,split], paths relative to its folder. FaceList
+    # reads path,identity, all of them for training, as tools/build_data.py face-split writes it (train.csv). Path.
     node.LIST = ""
     # RecordIO file read by the data set FaceRecord, with its .idx beside it: aligned face crops. Path of the .rec file.
     node.RECORD = ""

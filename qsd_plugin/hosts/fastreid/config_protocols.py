@@ -11,6 +11,9 @@ def add_protocol_config(cfg: Any) -> None:
         return
     # Test set VerificationBin: .bin files (lfw.bin, cfp_fp.bin, ...), evaluated one by one. Paths.
     cfg.DATA.VERIFICATION = []
+    # Test set FacePairs: CSV file first,second,same[,identity][,quality] of 20 pairs or more, as tools/build_data.py
+    # face-split writes it (pairs.csv). Quality: higher is better, any unit. Path.
+    cfg.DATA.PAIRS = ""
     # Test set TinyFace: folder with Probe, Gallery_Match and Gallery_Distractor, aligned crops. Path.
     cfg.DATA.TINYFACE = ""
     # Test set SCface: folder with aligned crops named 001_frontal, 001_cam1_1, ... Path.

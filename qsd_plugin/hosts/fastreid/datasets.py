@@ -23,8 +23,9 @@ from fastreid.data.datasets.cuhk03 import CUHK03
 from qsd_plugin.core.distributed import rank
 from qsd_plugin.core.errors import ConfigError, DataError
 from qsd_plugin.data import synthetic
+from qsd_plugin.data.face_lists import read_faces
 from qsd_plugin.data.face_records import classes, face_folder
-from qsd_plugin.data.items import ImageItem, ImageSplits
+from qsd_plugin.data.items import ImageItem, ImageSplits, listed_root
 from qsd_plugin.data.recordio import open_records
 from qsd_plugin.data.reid_folders import read_folder
 from qsd_plugin.data.reid_lists import read_list
@@ -207,6 +208,15 @@ class FaceFolder(FaceDataset):
         super().__init__((path for path, _ in faces), (name for _, name in faces), folder.expanduser(), **kwargs)
 
 
+class FaceList(FaceDataset):
+    """Aligned crops in the CSV file ``DATA.LIST``: ``path,identity``, all of them for training."""
+
+    def __init__(self, root: str = "datasets", **kwargs: Any) -> None:
+        file = _required(config_in_force().DATA.LIST, "DATA.LIST", "a CSV file with the columns path,identity")
+        paths, names = zip(*read_faces(file), strict=True)
+        super().__init__(paths, names, listed_root(Path(file).expanduser().absolute().parent, paths), **kwargs)
+
+
 class SyntheticFaces(FaceDataset):
     """The training part of the built-in generator's set for ``DATA.FACES``, made on first use and kept in the cache."""
 
@@ -228,7 +238,7 @@ def synthetic_faces(cfg: Any) -> tuple[synthetic.SyntheticFaces, Path]:
 def register_datasets() -> None:
     """Register the plugin's data sets in the host, once."""
     persons = (ReIDFolder, ReIDList, CUHK03Detected, CUHK03Labeled, SyntheticPedestrians)
-    for data_set in (*persons, FaceRecord, FaceFolder, SyntheticFaces):
+    for data_set in (*persons, FaceRecord, FaceFolder, FaceList, SyntheticFaces):
         if data_set.__name__ not in DATASET_REGISTRY._obj_map:
             DATASET_REGISTRY.register(data_set)
 

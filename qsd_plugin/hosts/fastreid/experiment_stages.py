@@ -159,7 +159,7 @@ def _teacher(cfg: Any, folder: Path) -> tuple[Trained, tuple[Path, Path]]:
         files = folder / "config.yaml", folder / "model_final.pth"
         theirs = recipes.derive(recipes_qud.teacher_stage_config(cfg, folder), folder, **tests)
     plain = recipes.derive(theirs, folder, MODEL__META_ARCHITECTURE=evaluated_architecture(theirs))
-    return Trained(theirs, plain, files[1] if cfg.KD.MODEL_WEIGHTS else None), files
+    return Trained(theirs, plain, files[1] if cfg.KD.MODEL_WEIGHTS else None, teacher=folder), files
 
 
 def _makes_cache(cfg: Any) -> bool:

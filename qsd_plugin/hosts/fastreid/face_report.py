@@ -15,7 +15,8 @@ from qsd_plugin.core.files import write_atomically
 from qsd_plugin.evaluation.results import to_json
 from qsd_plugin.hosts.fastreid import extract
 from qsd_plugin.hosts.fastreid.datasets import dataset_folder, training_set
-from qsd_plugin.hosts.fastreid.face_tests import TESTS, FaceTest, Score
+from qsd_plugin.hosts.fastreid.face_protocol import FaceTest, Score
+from qsd_plugin.hosts.fastreid.face_tests import TESTS
 from qsd_plugin.hosts.fastreid.protocols import FaceImages
 from qsd_plugin.hosts.fastreid.report import environment
 from qsd_plugin.quality.labels import QualityLabels

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.hosts.fastreid import extract, face_tests
-from qsd_plugin.hosts.fastreid.face_tests import FaceTest
+from qsd_plugin.hosts.fastreid.face_protocol import WITH_TRIALS
 from qsd_plugin.hosts.fastreid.protocols import FaceImages
 from qsd_plugin.report.per_trial import PerTrial, join
 
 #: File of a teacher's stage with its embeddings [N, D] of the images of each test set, by the set's name.
 EMBEDDINGS = "test_embeddings.npz"
-#: Name of the metric: 100 times the cosine of a network's embedding of a test image and its teacher's.
+#: Name of the metric: 100 times the cosine of a network's embedding and its teacher's, mean over a trial's images.
 AGREEMENT = "agreement"
 
 
@@ -27,12 +29,12 @@ def check(name: str) -> None:
     Raises:
         ConfigError: It is one of those.
     """
-    if name not in face_tests.WITH_TRIALS:
+    if name not in WITH_TRIALS:
         raise ConfigError(
             "DATASETS.TESTS of an experiment",
             value=name,
-            expected=f"one of {', '.join(face_tests.WITH_TRIALS)}, or a person re-identification set",
-            remedy=did_you_mean(name, face_tests.WITH_TRIALS),
+            expected=f"one of {', '.join(sorted(WITH_TRIALS))}, or a person re-identification set",
+            remedy=did_you_mean(name, sorted(WITH_TRIALS)),
         )
 
 
@@ -43,8 +45,9 @@ def evaluate(cfg: Any, checkpoint: Path, folder: Path, *, teacher: Path | None, 
         cfg: Of the network, without what training adds.
         checkpoint: Its weights.
         folder: Its embeddings are kept there.
-        teacher: Folder that an earlier call kept a teacher's embeddings in; ``None``: this is the teacher, or there is
-            none.
+        teacher: Folder that an earlier call kept a teacher's embeddings in, or ``folder`` itself for the teacher's own;
+            ``None``: there is none. Where they have the length of this network's, the trials get the metric
+            :data:`AGREEMENT`.
         title: For the progress line.
     """
     from fastreid.data.transforms import build_transforms
@@ -52,19 +55,20 @@ def evaluate(cfg: Any, checkpoint: Path, folder: Path, *, teacher: Path | None, 
     model = extract.load_model(cfg, checkpoint)
     parts: list[PerTrial] = []
     embeddings: dict[str, Any] = {}
-    quality = ""
+    qualities: dict[str, None] = {}
     for name in cfg.DATASETS.TESTS:
         test = face_tests.TESTS[name](cfg)
         images = FaceImages(test, build_transforms(cfg, is_train=False))
         features = extract.embed_images(cfg, model, images, title=title, mirrored=cfg.TEST.FLIP.ENABLED)
-        assert test.trials is not None  # as check() has seen
-        parts.append(test.trials(features))
-        embeddings[name], quality = features.numpy(), test.quality_name
-        theirs = None if teacher is None else _kept(teacher, name)
-        if theirs is not None and theirs.shape == features.shape:
-            parts.append(_agreement(name, test, features, theirs))
+        theirs = features if teacher == folder else None if teacher is None else _kept(teacher, name)
+        trials = test.trials(features)
+        if theirs is not None and theirs.shape == features.shape and test.trial_images is not None:
+            trials = _with_agreement(trials, features, theirs, test.trial_images)
+        parts.append(trials)
+        embeddings[name] = features.numpy()
+        qualities[test.quality_name or "not known"] = None
     write_atomically(folder / EMBEDDINGS, lambda stream: np.savez(stream, **embeddings))
-    return join(parts), quality
+    return join(parts), ", ".join(qualities)
 
 
 def _kept(folder: Path, name: str) -> torch.Tensor | None:
@@ -72,13 +76,9 @@ def _kept(folder: Path, name: str) -> torch.Tensor | None:
         return torch.from_numpy(archive[name]) if name in archive else None
 
 
-def _agreement(name: str, test: FaceTest, features: torch.Tensor, theirs: torch.Tensor) -> PerTrial:
-    cosine = torch.cosine_similarity(features.double(), theirs.double(), dim=1)
-    return PerTrial(
-        query=np.array([f"{name} {image}" for image in test.labels]),
-        test=np.full(len(test.labels), f"{name} {AGREEMENT}"),
-        identity=np.array(test.people),
-        quality=np.asarray(test.quality, np.float64),
-        values=100 * cosine[:, None].numpy(),
-        names=np.array([AGREEMENT]),
-    )
+def _with_agreement(
+    trials: PerTrial, features: torch.Tensor, theirs: torch.Tensor, images: NDArray[np.int64]
+) -> PerTrial:
+    cosine = torch.cosine_similarity(features.double(), theirs.double(), dim=1).numpy()
+    values = np.column_stack([trials.values, 100 * cosine[images].mean(axis=1)])
+    return replace(trials, values=values, names=np.array([*trials.metric_names, AGREEMENT]))

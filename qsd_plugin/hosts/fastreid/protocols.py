@@ -1,9 +1,9 @@
 """Face protocols by ``DATASETS.TESTS``: the host embeds the images, :mod:`qsd_plugin.evaluation` scores.
 
-``VerificationBin`` (ten-fold verification), ``IJB`` (1:1 templates), ``TinyFace`` (closed-set identification),
-``SCface`` (the same at three distances), and both kinds on built-in faces (``SyntheticFacesVerification``,
-``SyntheticFacesIdentification``), also with ``--eval-only``. ``TEST.FLIP.ENABLED`` adds the embedding of the
-mirror image, as published face results do.
+``VerificationBin`` and ``FacePairs`` (ten-fold verification), ``IJB`` (1:1 templates), ``TinyFace`` (closed-set
+identification), ``SCface`` (the same at three distances), and both kinds on built-in faces
+(``SyntheticFacesVerification``, ``SyntheticFacesIdentification``), also with ``--eval-only``. ``TEST.FLIP.ENABLED``
+adds the embedding of the mirror image, as published face results do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from qsd_plugin.core.errors import DataError
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.evaluation.results import to_json
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace
-from qsd_plugin.hosts.fastreid.face_tests import TESTS, FaceTest
+from qsd_plugin.hosts.fastreid.face_protocol import FaceTest
+from qsd_plugin.hosts.fastreid.face_tests import TESTS
 from qsd_plugin.report.curve_pictures import draw_det
 
 logger = logging.getLogger("fastreid.qsd_plugin.protocols")

@@ -22,6 +22,7 @@ from qsd_plugin.data.verification_bin import bin_from_pairs
 from qsd_plugin.evaluation.identification import closed_set
 from qsd_plugin.evaluation.verification import correct_pairs, verify_distances, verify_pairs
 from qsd_plugin.hosts import fastreid as host
+from qsd_plugin.hosts.fastreid.face_tests import TESTS
 from qsd_plugin.quality.labels import QualityLabels
 
 host.activate()
@@ -157,6 +158,30 @@ def test_identification_among_distractors(cache: Path, faces: Path, tmp_path: Pa
     order = np.argsort([-severity[path] for path in data.paths[probe]], kind="stable")
     for name, rows in zip(("worst", "middle", "best"), np.array_split(order, 3), strict=True):
         assert found[f"{name} third"] == pytest.approx(100 * np.mean(result.rank[rows] == 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "number"),
+    [("SyntheticFacesVerification", "accuracy", "accuracy"), ("SyntheticFacesIdentification", "rank-1", "Rank-1")],
+)
+def test_trials_of_built_in_faces_are_the_score_in_parts(
+    cache: Path, faces: Path, tmp_path: Path, name: str, metric: str, number: str
+) -> None:
+    test = TESTS[name](toy_cfg(tmp_path / "out", **keys(cache)))
+    features = embed(faces, [str(Path(path).relative_to(faces)) for path in test.names])
+    score, trials = test.score(features), test.trials(features)
+    assert trials.metric_names == (metric,)
+    assert set(trials.test.tolist()) == {name}
+    assert set(np.unique(trials.values)) == {0.0, 100.0}
+    for group, rows in trials.groups().items():
+        assert trials.values[rows].mean() == pytest.approx(score.numbers[number if group == "all" else group])
+    firsts = [query.split()[0] for query in trials.query.tolist()]
+    assert trials.identity.tolist() == [first.split("/")[1] for first in firsts]
+    truth = load_face_truth(faces)
+    severity = dict(zip(truth.paths, truth.severity, strict=True))
+    worst = [max(severity[path] for path in query.split()) for query in trials.query.tolist()]
+    assert (-trials.quality).tolist() == worst
+    assert len(set(trials.query.tolist())) == len(trials) == (100 if metric == "accuracy" else 16)
 
 
 def test_correct_pairs_average_to_each_fold_s_accuracy() -> None:

@@ -24,6 +24,7 @@ STEPS = 4  # per epoch: 64 images in batches of 16
 QUALITY = "QualityIdentitySampler"
 BALANCED = "QualityBalancedSampler"
 WEIGHTED = "SetReWeightSampler"
+SEEDED = "SeededTrainingSampler"
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,7 @@ def test_registry_lists_host_and_plugin_samplers() -> None:
         "NaiveIdentitySampler": False,
         BALANCED: True,
         QUALITY: True,
+        SEEDED: True,
         WEIGHTED: True,
         "TrainingSampler": False,
     }

@@ -13,6 +13,7 @@ from qsd_plugin.core.errors import CheckpointError, ConfigError, did_you_mean
 from qsd_plugin.hosts.fastreid.compat.checkpoint_files import read_checkpoint
 from qsd_plugin.hosts.fastreid.compose import evaluated_architecture
 from qsd_plugin.methods.qud import ModuleTeacher, OnnxTeacher, Teacher
+from qsd_plugin.model_zoo import projects_folder
 
 SOURCES = ("network", "onnx", "cache")
 #: Name of the submodule. Nothing of it is in the model's state dict.
@@ -50,14 +51,23 @@ def teacher_config(path: str) -> Any:
     """
     from fastreid.config import get_cfg
 
-    if not Path(path).is_file():
-        raise ConfigError(
-            "KD.MODEL_CONFIG", value=path, expected="a file", remedy="A training leaves config.yaml in its OUTPUT_DIR."
-        )
     cfg = get_cfg()
-    cfg.merge_from_file(path)
+    cfg.merge_from_file(str(_config_file(path)))
     cfg.defrost()
     return cfg
+
+
+def _config_file(path: str) -> Path:
+    """``path`` itself or, if there is no such file, the shipped config of that name below ``projects/``."""
+    for file in (Path(path), projects_folder() / path):
+        if file.is_file():
+            return file
+    raise ConfigError(
+        "KD.MODEL_CONFIG",
+        value=path,
+        expected="a file, or a shipped one as a path below projects/",
+        remedy="A training leaves config.yaml in its OUTPUT_DIR.",
+    )
 
 
 def teacher_files(cfg: Any) -> list[Path]:
@@ -93,7 +103,7 @@ def teacher_files(cfg: Any) -> list[Path]:
             expected=f"the checkpoint of the teacher {configs[0]}",
             remedy=f"An untrained teacher would teach noise.{by_recipe}",
         )
-    return [Path(configs[0]), Path(weights[0])]
+    return [_config_file(configs[0]), Path(weights[0])]
 
 
 def keep_out_of_checkpoints(model: nn.Module) -> None:

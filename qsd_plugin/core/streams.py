@@ -41,17 +41,17 @@ def seeded_globals(seed: int, *path: int | str) -> Iterator[None]:
     """
     import torch
 
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
     sequence = np.random.SeedSequence(seed, spawn_key=_spawn_key(path))
     for_python, for_numpy, for_torch = sequence.generate_state(3).tolist()
     random.seed(for_python)
-    np.random.seed(for_numpy)
+    np.random.seed(for_numpy)  # noqa: NPY002
     torch.default_generator.manual_seed(for_torch)
     try:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])
+        np.random.set_state(states[1])  # noqa: NPY002
         torch.default_generator.set_state(states[2])
 
 

@@ -1,9 +1,9 @@
 """Runs tools/train_net.py again and again, each time in a new process forked off one that has imported the host.
 
-A line of JSON on standard input is a training, the line that answers it is how its process ended: an exit code, or minus
-the number of the signal. Keys: ``arguments`` of the command line; ``log``, the file for its output; ``losses``, a file to
-which every step appends its number and its total loss in hexadecimal, behind the backward pass; ``kill_at``, a step that
-ends there by SIGKILL; ``forget``, a buffer of the queue that checkpoints are not to hold.
+A line of JSON on standard input is a training, the line that answers it is how its process ended: an exit code, or
+minus the number of the signal. Keys: ``arguments`` of the command line; ``log``, the file for its output; ``losses``,
+a file to which every step appends its number and its total loss in hexadecimal, behind the backward pass; ``kill_at``,
+a step that ends there by SIGKILL; ``forget``, a buffer of the queue that checkpoints are not to hold.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -85,7 +86,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("qud_resume")
     write_teacher(folder / "teacher")
     spec = SyntheticFaces(size=32, seed=1)
-    pictures = [jpeg(render_face(spec, FaceSample("train", 1 + index // 2, index % 2)).image) for index in range(IMAGES)]
+    samples = [FaceSample("train", 1 + index // 2, index % 2) for index in range(IMAGES)]
+    pictures = [jpeg(render_face(spec, sample).image) for sample in samples]
     record(folder / "people" / "train.rec", pictures, [index // 2 for index in range(IMAGES)])
     record(folder / "dealt" / "train.rec", pictures, np.random.default_rng(0).permutation(IMAGES) % 7)
     return folder
@@ -147,14 +149,15 @@ def test_identities_dealt_out_anew_change_no_bit(train: Train, undisturbed: Trai
     assert dealt.metrics() == undisturbed.metrics()
     assert {"total_loss", "lr"} <= set(dealt.metrics()[-1])
     assert_same(dealt.state(), undisturbed.state())
-    logs = [(run.folder.parent / f"{run.folder.name}.log").read_text() for run in (undisturbed, dealt)]
-    assert [f"| {count:<9} | {IMAGES}" in log for count, log in zip((11, 7), logs, strict=True)] == [True, True]
+    for run, people in ((undisturbed, 11), (dealt, 7)):
+        log = (run.folder.parent / f"{run.folder.name}.log").read_text()
+        assert re.search(rf"train\W+{people}\W+{IMAGES}\b", log)
 
 
 def test_killed_three_times_it_ends_as_if_it_never_was(train: Train, undisturbed: Training) -> None:
     killed = train("killed", kill_at=KILLED_AT)
     assert killed.ends == [-signal.SIGKILL] * 3 + [0]
-    # Each process went on where the last checkpoint was written, at the end of an epoch, and got to where it was killed.
+    # Each process went on behind the last checkpoint, at the beginning of an epoch, and got to where it was killed.
     again = [step for kill in KILLED_AT for step in range(kill // STEPS * STEPS, kill)]
     assert {step: len(found) for step, found in killed.losses.items()} == {
         step: 1 + again.count(step) for step in range(EPOCHS * STEPS)

@@ -51,23 +51,24 @@ def teacher_config(path: str) -> Any:
     """
     from fastreid.config import get_cfg
 
+    file = _config_file(path)
+    if not file.is_file():
+        raise ConfigError(
+            "KD.MODEL_CONFIG",
+            value=path,
+            expected="a file, or a shipped one as a path below projects/",
+            remedy="A training leaves config.yaml in its OUTPUT_DIR.",
+        )
     cfg = get_cfg()
-    cfg.merge_from_file(str(_config_file(path)))
+    cfg.merge_from_file(str(file))
     cfg.defrost()
     return cfg
 
 
 def _config_file(path: str) -> Path:
-    """``path`` itself or, if there is no such file, the shipped config of that name below ``projects/``."""
-    for file in (Path(path), projects_folder() / path):
-        if file.is_file():
-            return file
-    raise ConfigError(
-        "KD.MODEL_CONFIG",
-        value=path,
-        expected="a file, or a shipped one as a path below projects/",
-        remedy="A training leaves config.yaml in its OUTPUT_DIR.",
-    )
+    """The shipped config of that name below ``projects/`` if there is one and no file ``path`` itself."""
+    shipped = projects_folder() / path
+    return shipped if shipped.is_file() and not Path(path).is_file() else Path(path)
 
 
 def teacher_files(cfg: Any) -> list[Path]:

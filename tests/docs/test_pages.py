@@ -78,6 +78,17 @@ def test_study_on_the_pages_comes_from_the_stored_comparison() -> None:
     assert page.split("\n\n")[1] in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_temperatures_on_the_page_are_what_the_formulas_say() -> None:
+    from qsd_plugin.methods.qud.temperature import half_saturation_cosine, loss_floor
+
+    page = (ROOT / "projects/QUD/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (0\.\d+) \| (\d+) \| (\S+) \| (\S+) \|$", page, re.M)
+    assert len(rows) == 7
+    for temperature, size, cosine, floor in rows:
+        arguments = float(temperature), int(size), 512
+        assert f"{half_saturation_cosine(*arguments):.2f} {loss_floor(*arguments):.4f}" == f"{cosine} {floor}"
+
+
 def test_label_table_comes_from_the_stored_comparison() -> None:
     from qsd_plugin.report.label_agreement import Direction, TruthAgreement
     from qsd_plugin.report.label_tables import truth_table

@@ -145,7 +145,8 @@ def test_a_cache_is_made_of_the_trained_teacher_and_the_student_needs_no_other(f
         ({"RECIPE.NAME": "qdu"}, r"RECIPE.NAME: got 'qdu'.*Did you mean 'qud'"),
         ({"MODEL.META_ARCHITECTURE": "Baseline"}, r"MODEL.META_ARCHITECTURE: got 'Baseline'; expected QUD with RECIPE"),
         ({"KD.MODEL_CONFIG": []}, "KD.MODEL_CONFIG is empty"),
-        ({"KD.MODEL_CONFIG": ["gone.yml"]}, "KD.MODEL_CONFIG: got 'gone.yml'; expected a file"),
+        ({"KD.MODEL_CONFIG": ["gone.yml"]}, "KD.MODEL_CONFIG: got 'gone.yml'; expected a file, or a shipped one"),
+        ({"DATASETS.TESTS": ("VerificationBin",)}, r"DATA.VERIFICATION: got \[\]; expected .bin files"),
         ({"QUD.LOSS": "qdu"}, "QUD.LOSS: got 'qdu'"),  # before the teacher's hours, not after
     ],
 )

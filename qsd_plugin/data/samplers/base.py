@@ -1,4 +1,4 @@
-"""What all identity samplers share: the stream's dependence on (seed, step) only, ranks, passes and state."""
+"""What the samplers share: the stream's dependence on (seed, step) only, ranks and state; identities in passes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,60 @@ from qsd_plugin.core.streams import numpy_stream
 from qsd_plugin.data.samplers.checks import check_identity_sampling
 
 
-class IdentitySampler(Sampler[int]):
-    """Endless stream of image indices: every P x K of them are one rank's batch, the K of an identity in a row.
+class StepSampler(Sampler[int]):
+    """Endless stream of image indices in which every ``batch_size`` are one rank's batch.
 
     A batch depends on (seed, step) and the rank only, so the number of loader workers changes nothing and a stream can
-    begin at any step. The identities of a step are distinct over all ranks, and the same however many ranks share the
-    step. Identities come in passes: a pass goes through all of them in a new order, each at most once, and leaves out
-    those at its end that do not fill a step.
+    begin at any step.
+
+    Args:
+        batch_size: Images per batch and rank.
+        seed: Equal on all ranks, >= 0.
+        rank: This rank.
+        world_size: Number of ranks.
+
+    Attributes:
+        seed: As given; part of the state.
+        step: Where the next iteration begins. Loaders read ahead, so it is for the training loop to keep it.
+
+    Raises:
+        ConfigError: There is no such seed or rank.
+    """
+
+    def __init__(self, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= rank < world_size:
+            raise ConfigError("Rank of a sampler", value=rank, expected=f"0 to {world_size - 1}")
+        if seed < 0:
+            raise ConfigError("Seed of a sampler", value=seed, expected="an integer >= 0")
+        self.batch_size = batch_size
+        self.seed, self.step = seed, 0
+        self._rank, self._world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.step
+        while True:
+            yield from self.batch(step)
+            step += 1
+
+    @abstractmethod
+    def batch(self, step: int) -> list[int]:
+        """This rank's image indices of one step, [batch_size]."""
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint needs to go on with this stream; equal on all ranks."""
+        return {"seed": self.seed, "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a stored stream. An iterator that exists already stays on its own."""
+        self.seed, self.step = int(state["seed"]), int(state["step"])
+
+
+class IdentitySampler(StepSampler):
+    """A batch is P x K images, the K of an identity in a row.
+
+    The identities of a step are distinct over all ranks, and the same however many ranks share the step. Identities
+    come in passes: a pass goes through all of them in a new order, each at most once, and leaves out those at its end
+    that do not fill a step.
 
     Args:
         identities: Identity of every image.
@@ -31,10 +78,6 @@ class IdentitySampler(Sampler[int]):
         seed: Equal on all ranks, >= 0.
         rank: This rank.
         world_size: Number of ranks.
-
-    Attributes:
-        seed: As given; part of the state.
-        step: Where the next iteration begins. Loaders read ahead, so it is for the training loop to keep it.
 
     Raises:
         ConfigError: K does not divide ``batch_size``, or there is no such seed or rank.
@@ -52,13 +95,8 @@ class IdentitySampler(Sampler[int]):
         world_size: int = 1,
     ) -> None:
         check_identity_sampling(identities, batch_size, num_instances, world_size=world_size)
-        if not 0 <= rank < world_size:
-            raise ConfigError("Rank of a sampler", value=rank, expected=f"0 to {world_size - 1}")
-        if seed < 0:
-            raise ConfigError("Seed of a sampler", value=seed, expected="an integer >= 0")
-        self.batch_size, self.num_instances = batch_size, num_instances
-        self.seed, self.step = seed, 0
-        self._rank, self._world_size = rank, world_size
+        super().__init__(batch_size, seed=seed, rank=rank, world_size=world_size)
+        self.num_instances = num_instances
         members: dict[Hashable, list[int]] = {}
         for index, identity in enumerate(identities):
             members.setdefault(identity, []).append(index)
@@ -66,23 +104,9 @@ class IdentitySampler(Sampler[int]):
         self._images = list(members.values())
         self._order: tuple[tuple[int, int], NDArray[np.int64]] | None = None
 
-    def __iter__(self) -> Iterator[int]:
-        step = self.step
-        while True:
-            yield from self.batch(step)
-            step += 1
-
     def batch(self, step: int) -> list[int]:
         """This rank's image indices of one step, [P x K], the K images of an identity in a row."""
         return self._draw(step, self._identities(step))
-
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint needs to go on with this stream; equal on all ranks."""
-        return {"seed": self.seed, "step": self.step}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with a stored stream. An iterator that exists already stays on its own."""
-        self.seed, self.step = int(state["seed"]), int(state["step"])
 
     def _identities(self, step: int) -> list[int]:
         """Numbers of this rank's identities of a step, [P]."""

@@ -77,8 +77,7 @@ def plain_transforms(cfg: Any) -> Any:
     rest.defrost()
     rest.INPUT.FLIP.ENABLED = False
     transforms = build_transforms(rest, is_train=True)
-    names = [type(step).__name__ for step in transforms.transforms]
-    unknown = [name for name in names if name not in _PLAIN_TRANSFORMS]
+    unknown = varying_steps(transforms)
     if unknown:
         raise ConfigError(
             "QUD.TEACHER.SOURCE cache with transforms of the host that may differ from one time to the next",
@@ -87,6 +86,12 @@ def plain_transforms(cfg: Any) -> Any:
             remedy="Turn them off, or let the teacher look at every image anew: QUD.TEACHER.SOURCE network or onnx.",
         )
     return transforms
+
+
+def varying_steps(transforms: Any) -> list[str]:
+    """Names of the steps of host transforms that may change an image in another way the next time."""
+    names = [type(step).__name__ for step in getattr(transforms, "transforms", [transforms])]
+    return [name for name in names if name not in _PLAIN_TRANSFORMS]
 
 
 def image_identity(cfg: Any) -> dict[str, str]:

@@ -6,6 +6,7 @@ on sound RGB images a batch is the host's bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -24,13 +25,13 @@ from qsd_plugin.core.errors import DataError
 from qsd_plugin.core.streams import numpy_stream
 from qsd_plugin.data.corrupt import CorruptImages
 from qsd_plugin.data.items import single_image_identities
-from qsd_plugin.data.samplers import IdentitySampler
+from qsd_plugin.data.samplers import SeededTrainingSampler, StepSampler
 from qsd_plugin.hosts.fastreid.cached_features import CachedFeatures, cached_features, drawn_flips
 from qsd_plugin.hosts.fastreid.compat.images import read_image
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace, together
 from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
-from qsd_plugin.hosts.fastreid.feature_caching import plain_transforms, wants_cache
+from qsd_plugin.hosts.fastreid.feature_caching import plain_transforms, varying_steps, wants_cache
 from qsd_plugin.hosts.fastreid.folds import training_part
 from qsd_plugin.hosts.fastreid.pair_views import PairViews, host_transforms_config, pair_views, refuse_own_transforms
 from qsd_plugin.hosts.fastreid.samplers import build_sampler, names_explained
@@ -137,7 +138,8 @@ class TrainSet(CommDataset):  # type: ignore[misc]
     def _view(self, image: Any, shown: int, draw: int, prefix: str) -> dict[str, Any]:
         """The augmented image, where erasing is left to the training step its box, and the teacher's embedding."""
         mirrored = self._views.mirrors(draw, self.pid_dict[self.img_items[shown][1]])
-        view = self.transform(ImageOps.mirror(image) if mirrored else image)
+        with self._views.transforming(draw, prefix):
+            view = self.transform(ImageOps.mirror(image) if mirrored else image)
         sample = {f"{prefix}images": view, **self._views.boxes(view, draw, prefix)}
         return sample if self._features is None else sample | self._features.of(shown, mirrored=mirrored)
 
@@ -199,7 +201,7 @@ class CountingSampler(Sampler[int]):
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[int]:
-        first = self.sampler.step * self.sampler.batch_size if isinstance(self.sampler, IdentitySampler) else 0
+        first = self.sampler.step * self.sampler.batch_size if isinstance(self.sampler, StepSampler) else 0
         for draw, index in enumerate(self.sampler, first):
             yield DrawnIndex(index, draw)
 
@@ -263,11 +265,15 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
             views, transforms = drawn_flips(cfg, views), plain_transforms(cfg)
         elif views is not None and transforms is not None:
             refuse_own_transforms()
-        transforms = transforms or build.build_transforms(host_transforms_config(cfg, views), is_train=True)
-        seed = max(cfg.SEED, 0)
-        train_set = TrainSet(items, transforms, seed=seed, partners=partners, views=views, features=features)
         if sampler is None:
             sampler = build_sampler(cfg, items, sets)
+        seed, seeded = max(cfg.SEED, 0), isinstance(sampler, SeededTrainingSampler)
+        if seeded and transforms is None and not partners:
+            views = drawn_flips(cfg, views)  # those that a student with cached teacher embeddings sees
+        transforms = transforms or build.build_transforms(host_transforms_config(cfg, views), is_train=True)
+        if seeded and varying_steps(transforms):
+            views = dataclasses.replace(views or PairViews(seed, rank()), seeded=True)
+        train_set = TrainSet(items, transforms, seed=seed, partners=partners, views=views, features=features)
         with names_explained(cfg):
             loader = host_build(cfg, train_set=train_set, sampler=sampler, transforms=transforms)
         if partners or views is not None:

@@ -1,10 +1,11 @@
-"""Augmentation that depends on pairs: mirror images that QSD pairs together, leave erasing to the training step.
+"""Augmentation by the number of the draw: mirror images that QSD pairs together, leave erasing to the training step.
 
 Every draw depends on (seed, rank, number of the draw) only, so it is the same for any number of workers.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from qsd_plugin.core.distributed import rank, world_size
 from qsd_plugin.core.errors import ConfigError
-from qsd_plugin.core.streams import numpy_stream
+from qsd_plugin.core.streams import numpy_stream, seeded_globals
 from qsd_plugin.data.erasing import draw_box
 from qsd_plugin.hosts.fastreid.compose import in_chain
 
@@ -28,6 +29,7 @@ class PairViews:
         batch: With in-batch pairs, the images per batch and process: an identity's images in a batch are mirrored
             together. 0 with partners: an anchor and its partner are.
         erase: Probability of erasing; ``None``: the host's transforms do it.
+        seeded: Whether what the host's transforms draw is decided by the number of the draw, too.
     """
 
     seed: int
@@ -35,6 +37,7 @@ class PairViews:
     flip: float | None = None
     batch: int = 0
     erase: float | None = None
+    seeded: bool = False
 
     def mirrors(self, draw: int, identity: int) -> bool:
         """Whether an image is to be mirrored.
@@ -49,6 +52,12 @@ class PairViews:
             return False
         path = (draw // self.batch, identity) if self.batch else (draw,)
         return bool(numpy_stream(self.seed, "pair flip", self.rank, *path).random() < self.flip)
+
+    def transforming(self, draw: int, prefix: str) -> AbstractContextManager[None]:
+        """To be entered around the host's transforms of one image, which draw from the global generators."""
+        if not self.seeded:
+            return nullcontext()
+        return seeded_globals(self.seed, f"{prefix}transforms", self.rank, draw)
 
     def boxes(self, image: torch.Tensor, draw: int, prefix: str) -> dict[str, torch.Tensor]:
         """The sample's entry ``<prefix>erase_boxes`` [4] for an augmented image [C, H, W], if erasing is ours."""

@@ -33,7 +33,9 @@ def qud_stages(cfg: Any, arguments: Any) -> list[Stage]:
         )
     samplers.check_config(cfg)
     for name in cfg.DATASETS.TESTS:
-        if name not in face_tests.TESTS:
+        if name in face_tests.TESTS:
+            face_tests.TESTS[name](cfg)
+        else:
             test_set(cfg, name)
     root = Path(cfg.OUTPUT_DIR)
     student = recipes.derive(cfg, root / "student")
@@ -88,7 +90,10 @@ def _teacher_stage(cfg: Any, folder: Path, arguments: Any) -> Stage:
 
 
 def teacher_stage_config(cfg: Any, output_dir: Path) -> Any:
-    """The config that ``KD.MODEL_CONFIG`` names, with the seed, the device and the data folders of the student's.
+    """The config that ``KD.MODEL_CONFIG`` names, with the seed, the device and the data of the student's.
+
+    Of the paths in ``DATA``, folders are the student's wherever it names one, files and the like where the teacher's
+    own config does not.
 
     Raises:
         ConfigError: There is no such file, or it is a recipe of its own.
@@ -102,5 +107,7 @@ def teacher_stage_config(cfg: Any, output_dir: Path) -> Any:
             expected="a plain training, for a teacher that this recipe trains",
             remedy="Run that recipe first and name its last checkpoint in KD.MODEL_WEIGHTS.",
         )
-    folders = {f"DATA__{key}": cfg.DATA[key] for key in ("ROOT", "CACHE") if cfg.DATA[key]}
-    return recipes.derive(teacher, output_dir, SEED=cfg.SEED, MODEL__DEVICE=cfg.MODEL.DEVICE, **folders)
+    paths = {f"DATA__{key}": cfg.DATA[key] for key in ("ROOT", "CACHE") if cfg.DATA[key]}
+    own = ("FOLDER", "LIST", "RECORD", "VERIFICATION")
+    paths |= {f"DATA__{key}": cfg.DATA[key] for key in own if cfg.DATA[key] and not teacher.DATA[key]}
+    return recipes.derive(teacher, output_dir, SEED=cfg.SEED, MODEL__DEVICE=cfg.MODEL.DEVICE, **paths)

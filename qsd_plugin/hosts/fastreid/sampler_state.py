@@ -13,9 +13,9 @@ from typing import Any
 
 from fastreid.engine.train_loop import HookBase
 
-from qsd_plugin.data.samplers import IdentitySampler
+from qsd_plugin.data.samplers import StepSampler
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace
-from qsd_plugin.hosts.fastreid.samplers import SAMPLERS
+from qsd_plugin.hosts.fastreid.samplers import SAMPLERS, SEEDED
 
 logger = logging.getLogger("fastreid.qsd_plugin.data")
 
@@ -30,7 +30,7 @@ class SamplerHook(HookBase):  # type: ignore[misc]
         sampler: The sampler of the trainer's loader, in the state in which the loader was started.
     """
 
-    def __init__(self, sampler: IdentitySampler) -> None:
+    def __init__(self, sampler: StepSampler) -> None:
         self._sampler = sampler
         self._started = sampler.state_dict()
 
@@ -50,10 +50,10 @@ class SamplerHook(HookBase):  # type: ignore[misc]
         self._sampler.step = self.trainer.iter + 1
 
 
-def sampler_of(loader: Any) -> IdentitySampler | None:
+def sampler_of(loader: Any) -> StepSampler | None:
     """The plugin's sampler behind a train loader, ``None`` if it has another one."""
     sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    while sampler is not None and not isinstance(sampler, IdentitySampler):
+    while sampler is not None and not isinstance(sampler, StepSampler):
         sampler = getattr(sampler, "sampler", None)
     return sampler
 
@@ -79,10 +79,12 @@ def install() -> Undo:
 def _without_plugin_sampler(host_build: Any, trainer: Any) -> list[Any]:
     """The host's hooks, with plain identity sampling for the loader of precise BN.
 
-    Its data set may be another one than those trained on, for which there are neither labels nor weights.
+    Its data set may be another one than those trained on, for which there are neither labels nor weights. Drawing all
+    images in random order needs neither.
     """
     own = trainer.cfg
-    if own.TEST.PRECISE_BN.ENABLED and own.DATALOADER.SAMPLER_TRAIN in SAMPLERS:
+    name = own.DATALOADER.SAMPLER_TRAIN
+    if own.TEST.PRECISE_BN.ENABLED and name in SAMPLERS and name != SEEDED:
         trainer.cfg = own.clone()
         trainer.cfg.defrost()
         trainer.cfg.DATALOADER.SAMPLER_TRAIN = "NaiveIdentitySampler"

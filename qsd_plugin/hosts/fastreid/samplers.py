@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from qsd_plugin.core.distributed import rank, world_size
 from qsd_plugin.core.errors import ConfigError, RegistryError, did_you_mean
 from qsd_plugin.core.registry import Registry
-from qsd_plugin.data.samplers import QualityBalancedSampler, QualityIdentitySampler, quality_bins
+from qsd_plugin.data.samplers import QualityBalancedSampler, QualityIdentitySampler, SeededTrainingSampler, quality_bins
 from qsd_plugin.hosts.fastreid.compat.samplers import SetReWeightSampler
 from qsd_plugin.hosts.fastreid.datasets import Item
 from qsd_plugin.hosts.fastreid.quality import FILE, file_source
@@ -35,6 +35,9 @@ HOST_SAMPLERS = (
     "SetReWeightSampler",
     "TrainingSampler",
 )
+
+#: All images in random order, as TrainingSampler, but resumed exactly together with the augmentation of each draw.
+SEEDED = "SeededTrainingSampler"
 
 #: Samplers that need the quality labels of the training images.
 NEED_LABELS = ("QualityBalancedSampler", "QualityIdentitySampler")
@@ -137,6 +140,13 @@ def _quality_balanced(cfg: Any, items: Sequence[Item], sets: Sequence[int]) -> Q
         sets=sets,
         **_common(cfg),
     )
+
+
+@SAMPLERS.register(SEEDED)
+def _seeded(cfg: Any, items: Sequence[Item], sets: Sequence[int]) -> SeededTrainingSampler:
+    common = _common(cfg)
+    del common["num_instances"]
+    return SeededTrainingSampler(len(items), **common)
 
 
 @SAMPLERS.register("SetReWeightSampler")

@@ -24,6 +24,7 @@ STEPS = 4  # per epoch: 64 images in batches of 16
 QUALITY = "QualityIdentitySampler"
 BALANCED = "QualityBalancedSampler"
 WEIGHTED = "SetReWeightSampler"
+SEEDED = "SeededTrainingSampler"
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,7 @@ def test_registry_lists_host_and_plugin_samplers() -> None:
         "NaiveIdentitySampler": False,
         BALANCED: True,
         QUALITY: True,
+        SEEDED: True,
         WEIGHTED: True,
         "TrainingSampler": False,
     }
@@ -262,6 +264,86 @@ def test_recipe_trains_its_baseline_without_labels_and_its_control_with_the_same
     assert labels not in plain["control"].inputs
     with pytest.raises(ConfigError, match="QualityIdentitySampler, which chooses images before"):
         recipes.build_recipe(sampler_cfg(tmp_path, QUALITY, **{**overrides, "QUALITY.SOURCE": "embedding_norm"}), None)
+
+
+# Seeded in all that an image goes through.
+
+AUGMENTED: dict[str, Any] = {f"INPUT.{name}.ENABLED": True for name in ("FLIP", "PADDING", "REA", "CJ", "AUTOAUG")}
+
+
+def pictures(cfg: Any, count: int, *, first: int = 0, **options: Any) -> list[torch.Tensor]:
+    """The images of ``count`` batches from the step ``first`` on."""
+    from fastreid.data import build_reid_train_loader
+
+    loader = build_reid_train_loader(cfg, **options)
+    sampler_state.sampler_of(loader).step = first
+    return [batch["images"] for batch in islice(loader, count)]
+
+
+def test_augmentation_is_that_of_the_draw_for_any_number_of_workers_and_from_any_step(tmp_path: Path) -> None:
+    from fastreid.data.transforms import build_transforms
+
+    cfg = sampler_cfg(tmp_path, SEEDED, **AUGMENTED, SEED=3)
+    torch.manual_seed(7)
+    whole = torch.stack(pictures(cfg, 6))
+    after = torch.rand(1)
+    torch.manual_seed(7)
+    pictures(cfg, 1)
+    assert torch.equal(torch.rand(1), after)  # images draw nothing from the stream of the process that loads them
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert torch.equal(torch.stack(pictures(cfg, 6)), whole)
+    assert torch.equal(torch.stack(pictures(cfg, 2, first=4)), whole[4:])
+    cfg.SEED = 4
+    assert not torch.equal(torch.stack(pictures(cfg, 6)), whole)
+    # Transforms of the caller's are seeded as well.
+    own = build_transforms(cfg, is_train=True)
+    again = torch.stack(pictures(cfg, 6, transforms=own))
+    assert torch.equal(torch.stack(pictures(cfg, 2, first=4, transforms=own)), again[4:])
+
+
+def test_partners_are_augmented_on_their_own_and_seeded_too(tmp_path: Path) -> None:
+    from fastreid.data import build_reid_train_loader
+
+    keys = {"MODEL.META_ARCHITECTURE": "QSD", "QSD.PAIRING": "partner", "SEED": 3, "INPUT.FLIP.ENABLED": True}
+    cfg = sampler_cfg(tmp_path, SEEDED, **keys)
+    found = []
+    for workers in (0, 2):
+        cfg.DATALOADER.NUM_WORKERS = workers
+        found.append([*islice(build_reid_train_loader(cfg), 4)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one["images"], other["images"])
+        assert torch.equal(one["partner_images"], other["partner_images"])
+    plain = {**keys, "INPUT.FLIP.ENABLED": False}
+    still = [*islice(build_reid_train_loader(sampler_cfg(tmp_path, SEEDED, **plain)), 4)]
+    mirrored = [
+        torch.cat([(one[key] != other[key]).flatten(1).any(1) for one, other in zip(found[0], still, strict=True)])
+        for key in ("images", "partner_images")
+    ]
+    assert not torch.equal(*mirrored)  # QSD.PAIR_FLIP independent
+
+
+def test_live_and_cached_teachers_see_the_same_mirrored_images(tmp_path: Path) -> None:
+    from qsd_plugin.hosts.fastreid import cached_features, pair_views
+
+    cfg = sampler_cfg(tmp_path, SEEDED, **{"INPUT.FLIP.ENABLED": True, "SEED": 3})
+    still = sampler_cfg(tmp_path, SEEDED, **{"INPUT.FLIP.ENABLED": False, "SEED": 3})
+    shown, plain = torch.cat(pictures(cfg, 4)), torch.cat(pictures(still, 4))
+    views = cached_features.drawn_flips(cfg, None)
+    assert isinstance(views, pair_views.PairViews)
+    flips = torch.tensor([views.mirrors(draw, 0) for draw in range(len(plain))])
+    assert 0 < flips.sum() < len(flips)
+    assert torch.equal(shown, torch.where(flips[:, None, None, None], plain.flip(3), plain))
+
+
+def test_precise_bn_draws_with_the_seeded_sampler_itself(tmp_path: Path) -> None:
+    from fastreid.engine.hooks import PreciseBN
+
+    precise = {"TEST.PRECISE_BN.ENABLED": True, "TEST.PRECISE_BN.DATASET": "Market1501"}
+    running, _ = trainer(sampler_cfg(tmp_path, SEEDED, **precise))
+    (hook,) = (hook for hook in running._hooks if isinstance(hook, PreciseBN))
+    own, other = (sampler_state.sampler_of(loader) for loader in (running._trainer.data_loader, hook._data_loader))
+    assert type(own) is type(other)
+    assert own is not other
 
 
 # Continued by --resume.
@@ -310,6 +392,7 @@ def train(cfg: Any, *, resume: bool, **options: Any) -> list[Any]:
         (QUALITY, {"DATALOADER.NUM_WORKERS": 2, "SEED": 5}),
         (BALANCED, {"QUALITY.BALANCE.BINS": 4}),  # SEED -1: another one each run, unless the checkpoint brings it
         (WEIGHTED, {}),
+        (SEEDED, {"DATALOADER.NUM_WORKERS": 2}),
     ],
 )
 def test_resumed_training_sees_the_batches_of_the_uninterrupted_one(

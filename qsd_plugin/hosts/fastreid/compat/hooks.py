@@ -1,4 +1,4 @@
-"""Hooks: evaluation at the end only (S16), weight averaging refused (S17), very short trainings (S26)."""
+"""Hooks: evaluation at the end only (S16) or not at all (S30), weight averaging (S17), very short trainings (S26)."""
 
 from __future__ import annotations
 
@@ -52,6 +52,22 @@ def _print_once_per_iteration() -> Undo:
     return replace(CommonMetricPrinter, "write", write)
 
 
+def _train_without_test_sets() -> Undo:
+    from fastreid.engine.hooks import PeriodicCheckpointer
+
+    host_before_train = PeriodicCheckpointer.before_train
+
+    @functools.wraps(host_before_train)
+    def before_train(self: Any) -> None:
+        if self.trainer.cfg.DATASETS.TESTS:
+            host_before_train(self)
+        else:
+            self.max_epoch = self.trainer.max_epoch
+            self.metric_name = "metric"  # which nobody writes
+
+    return replace(PeriodicCheckpointer, "before_train", before_train)
+
+
 PATCHES: tuple[Patch, ...] = (
     Patch(
         row="S16",
@@ -79,5 +95,14 @@ PATCHES: tuple[Patch, ...] = (
         needed=always,
         apply=_print_once_per_iteration,
         proof="test_s26_a_training_of_two_iterations_ends_well",
+    ),
+    Patch(
+        row="S30",
+        where="engine/hooks.py:204",
+        symptom="Without a test set (DATASETS.TESTS ()) a training ends in IndexError before its first step.",
+        action="It trains, saves its checkpoints and evaluates nothing.",
+        needed=always,
+        apply=_train_without_test_sets,
+        proof="test_s30_without_test_sets_the_last_checkpoint_is_written",
     ),
 )

@@ -23,7 +23,7 @@ from qsd_plugin.hosts.fastreid.meta_arch.qsd_pairs import (
 from qsd_plugin.hosts.fastreid.meta_arch.qsd_teacher import EMATeacher, build_teacher, fill_missing_teacher
 from qsd_plugin.hosts.fastreid.meta_arch.qud_config import label_free
 from qsd_plugin.hosts.fastreid.quality import FILE, NETWORK, ImageQuality
-from qsd_plugin.hosts.fastreid.samplers import IN_BLOCKS
+from qsd_plugin.hosts.fastreid.samplers import IN_BLOCKS, SEEDED
 from qsd_plugin.hosts.fastreid.statistics import Statistics
 from qsd_plugin.hosts.fastreid.taps import Tap, default_taps, head_name, parse_taps, to_level
 from qsd_plugin.methods.qsd import PairWatch, QSDLoss, QSDResult, inbatch_pairs, level_weights, preset
@@ -250,7 +250,8 @@ def check_config(cfg: Any) -> None:
             raise ConfigError(f"QSD.{key}", value=qsd[key], expected=" or ".join(allowed))
     if not qsd.WEIGHT >= 0:
         raise ConfigError("QSD.WEIGHT", value=qsd.WEIGHT, expected="a number >= 0")
-    if qsd.PAIRING == "inbatch" and cfg.DATALOADER.SAMPLER_TRAIN in ("TrainingSampler", "ImbalancedDatasetSampler"):
+    unpaired = (SEEDED, "TrainingSampler", "ImbalancedDatasetSampler")
+    if qsd.PAIRING == "inbatch" and cfg.DATALOADER.SAMPLER_TRAIN in unpaired:
         raise ConfigError(
             "DATALOADER.SAMPLER_TRAIN",
             value=cfg.DATALOADER.SAMPLER_TRAIN,

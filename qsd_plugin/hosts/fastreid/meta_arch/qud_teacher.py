@@ -13,7 +13,7 @@ from qsd_plugin.core.errors import CheckpointError, ConfigError, did_you_mean
 from qsd_plugin.hosts.fastreid.compat.checkpoint_files import read_checkpoint
 from qsd_plugin.hosts.fastreid.compose import evaluated_architecture
 from qsd_plugin.methods.qud import ModuleTeacher, OnnxTeacher, Teacher
-from qsd_plugin.model_zoo import get_config_file, list_configs
+from qsd_plugin.model_zoo import projects_folder
 
 SOURCES = ("network", "onnx", "cache")
 #: Name of the submodule. Nothing of it is in the model's state dict.
@@ -44,23 +44,31 @@ def build_teacher(cfg: Any) -> Teacher | None:
 
 
 def teacher_config(path: str) -> Any:
-    """The host config that ``KD.MODEL_CONFIG`` names, not frozen: a file, or a shipped one such as ``QUD/teacher.yml``.
+    """The host config that ``KD.MODEL_CONFIG`` names, not frozen.
 
     Raises:
         ConfigError: There is no such file.
     """
     from fastreid.config import get_cfg
 
-    if path in list_configs():
-        path = get_config_file(path)
-    if not Path(path).is_file():
+    file = _config_file(path)
+    if not file.is_file():
         raise ConfigError(
-            "KD.MODEL_CONFIG", value=path, expected="a file", remedy="A training leaves config.yaml in its OUTPUT_DIR."
+            "KD.MODEL_CONFIG",
+            value=path,
+            expected="a file, or a shipped one as a path below projects/",
+            remedy="A training leaves config.yaml in its OUTPUT_DIR.",
         )
     cfg = get_cfg()
-    cfg.merge_from_file(path)
+    cfg.merge_from_file(str(file))
     cfg.defrost()
     return cfg
+
+
+def _config_file(path: str) -> Path:
+    """The shipped config of that name below ``projects/`` if there is one and no file ``path`` itself."""
+    shipped = projects_folder() / path
+    return shipped if shipped.is_file() and not Path(path).is_file() else Path(path)
 
 
 def teacher_files(cfg: Any) -> list[Path]:
@@ -96,7 +104,7 @@ def teacher_files(cfg: Any) -> list[Path]:
             expected=f"the checkpoint of the teacher {configs[0]}",
             remedy=f"An untrained teacher would teach noise.{by_recipe}",
         )
-    return [Path(configs[0]), Path(weights[0])]
+    return [_config_file(configs[0]), Path(weights[0])]
 
 
 def keep_out_of_checkpoints(model: nn.Module) -> None:

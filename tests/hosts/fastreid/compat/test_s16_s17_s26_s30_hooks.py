@@ -1,4 +1,4 @@
-"""S16, S17, S26: evaluation at the end only; weight averaging refused; very short trainings."""
+"""S16, S17, S26, S30: evaluation at the end or not at all; weight averaging refused; very short trainings."""
 
 from __future__ import annotations
 
@@ -63,3 +63,21 @@ def test_s26_a_training_of_two_iterations_ends_well() -> None:
             storage.put_scalar("total_loss", 1.5)
             printer.write()
     assert [line.split("epoch/iter: ")[1][:3] for line in lines] == ["0/0", "0/1"]
+
+
+@pytest.mark.parametrize(
+    ("tests", "best"), [((), []), (("One",), ["model_best"]), (("One", "Two"), ["model_best"])], ids=len
+)
+def test_s30_without_test_sets_the_last_checkpoint_is_written(tests: tuple[str, ...], best: list[str]) -> None:
+    from fastreid.engine.hooks import PeriodicCheckpointer
+    from fastreid.utils.events import EventStorage
+
+    saved: list[str] = []
+    hook = PeriodicCheckpointer(SimpleNamespace(save=lambda name, **state: saved.append(name)), 1)
+    hook.trainer = SimpleNamespace(cfg=SimpleNamespace(DATASETS=SimpleNamespace(TESTS=tests)), epoch=1, max_epoch=2)
+    with EventStorage(0) as storage:
+        if tests:
+            storage.put_scalar("metric" if len(tests) == 1 else "One/metric", 50.0)
+        hook.before_train()
+        hook.after_epoch()
+    assert saved == [*best, "model_final"]

@@ -148,7 +148,7 @@ class IR(nn.Module):
         norm, dropout, flatten, linear, last = self.output_layer
         x = flatten(dropout(norm(x)))
         with torch.autocast(x.device.type, enabled=False):
-            embedding: Tensor = last(linear(x.to(linear.weight.dtype)))
+            embedding: Tensor = last(linear(x.to(next(linear.parameters()).dtype)))
         return embedding
 
 

@@ -120,6 +120,16 @@ def test_the_moving_gap_stands_still_outside_training() -> None:
     assert not torch.equal(module.gap, gap)
 
 
+def test_the_gap_is_to_a_negative_of_at_least_zero() -> None:
+    """With nothing masked and all negatives opposite to the anchors, the hardest one counts as cosine 0."""
+    direction = F.normalize(draw(1, DIM, name="direction"), dim=1)
+    module = QGContrast(momentum=1.0).double()
+    entries = Negatives(-direction.repeat(3, 1), torch.tensor([7, 8, 9]), torch.ones(3, dtype=torch.bool))
+    rows, scaler = direction.repeat(2, 1), torch.zeros(2, 1).double()
+    module(rows, rows, entries, LABELS[:2], scaler, scaler)
+    assert module.gap.item() == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("coupling", ["single", "double"])
 @pytest.mark.parametrize("margin_method", ["none", "dynamic"])
 def test_gradients_by_differences(coupling: str, margin_method: str) -> None:

@@ -241,9 +241,8 @@ class QGContrast(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, for ``print(model)``."""
-        names = ("threshold", "coupling", "detach_positive", "mask", "weighting", "weight_range", "select")
-        names += ("margin_method", "rescale", "reduction", "scale")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        names = "threshold coupling detach_positive mask weighting weight_range select margin_method rescale reduction"
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names.split())
 
     def _masked(self, negatives: Negatives, labels: Tensor, own: Tensor | None) -> Tensor:
         if self.mask == "identity":

@@ -97,8 +97,8 @@ class QGContrast(nn.Module):
 
     Args:
         threshold: b in [0, 1], may be changed between steps; 0: every pair counts.
-        coupling: ``"single"``: the first view is the anchor (authors' S2N); ``"double"``: each view of the other
-            (D2N).
+        coupling: ``"single"``: only the degraded views are anchors (authors' S2N); ``"double"``: the clean ones too,
+            each with the other view as its positive (D2N).
         detach_positive: No gradient through the positive, only to the anchor.
         mask: Which negatives are taken out: of the same ``"identity"``, or only of the same ``"instance"``, for which
             the call is given the slots of its own images.

@@ -52,7 +52,8 @@ def ill_levels(gamma: float, gain: float) -> npt.NDArray[np.uint8]:
 def dil_jpg(image: Image, *, quality: int) -> Image:
     """OpenCV's JPEG round trip at ``quality`` 1-100, chroma at half the resolution."""
     _, packed = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.ascontiguousarray(cv2.imdecode(packed, cv2.IMREAD_COLOR)[:, :, ::-1], dtype=np.uint8)
+    decoded = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR), dtype=np.uint8)
+    return np.ascontiguousarray(decoded[:, :, ::-1])
 
 
 def dil_motion(image: Image, *, length: int, angle: float) -> Image:

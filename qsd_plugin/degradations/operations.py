@@ -159,9 +159,13 @@ def blur(image: Image, *, sigma: float) -> Image:
     """Gaussian blur with standard deviation ``sigma`` in pixels; 0 changes nothing."""
     if sigma == 0.0:
         return image.copy()
-    # 8 sigma + 1 wide, so that the cut-off is below one grey level.
-    size = 2 * math.ceil(4.0 * sigma) + 1
+    size = blur_size(sigma)
     return np.asarray(cv2.GaussianBlur(image, (size, size), sigma, borderType=cv2.BORDER_REPLICATE), dtype=np.uint8)
+
+
+def blur_size(sigma: float) -> int:
+    """Side of the window of :func:`blur`: 8 sigma + 1, so that the cut-off is below one grey level."""
+    return 2 * math.ceil(4.0 * sigma) + 1
 
 
 def motion_blur(image: Image, *, length: float, angle: float) -> Image:

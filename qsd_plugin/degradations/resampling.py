@@ -46,7 +46,7 @@ def resize(image: Image, height: int, width: int, resampling: str) -> Image:
     return np.asarray(cv2.resize(image, (width, height), interpolation=OPENCV_FILTERS[resampling]), dtype=np.uint8)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def resize_matrix(length: int, target: int, resampling: str) -> npt.NDArray[np.float32]:
     """The weights that :func:`resize` gives ``length`` values for each of ``target`` ones, [target, length].
 

@@ -258,15 +258,15 @@ def rotation(images: torch.Tensor, numbers: Numbers) -> torch.Tensor:
 
 
 def _shrunk(images: torch.Tensor, numbers: Numbers) -> torch.Tensor:
-    """All images at their own smaller sizes, in the corner of one size; the rest repeats their edges."""
+    """All images at their own smaller sizes, in the corner of one size; the rest is black."""
     height, width = images.shape[2:]
     tallest, widest = max(entry["height"] for entry in numbers), max(entry["width"] for entry in numbers)
     rows, columns = [], []
     for entry in numbers:
         row = resize_matrix(height, entry["height"], entry["down"])
-        rows.append(np.pad(row, ((0, tallest - entry["height"]), (0, 0)), mode="edge"))
+        rows.append(np.pad(row, ((0, tallest - entry["height"]), (0, 0))))
         column = resize_matrix(width, entry["width"], entry["down"])
-        columns.append(np.pad(column, ((0, widest - entry["width"]), (0, 0)), mode="edge"))
+        columns.append(np.pad(column, ((0, widest - entry["width"]), (0, 0))))
     return _each_library(images, rows, columns, [entry["down"] for entry in numbers])
 
 

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 from qsd_plugin.core.errors import DataError
 from qsd_plugin.core.streams import numpy_stream
 from qsd_plugin.degradations import apply, dil_functions, draw, names, replay
+from qsd_plugin.degradations.mixing import replay_steps
 
 DIL = [name for name in names() if name.startswith("dil_")]
 #: 1 grey level where an image library is between; its versions differ by as much.
@@ -82,6 +83,16 @@ def test_recorded_dark_in_both_orders(recorded: dict[str, np.ndarray], picture: 
     stream = legacy(1)
     dark = dil_functions.dil_ill(picture, **drawn_ill(stream))
     check(recorded, "dark/1", dil_functions.add_counts(dark, stream.poisson(dark)), EXACT)
+
+
+def test_recorded_mixes_from_the_picture_on(recorded: dict[str, np.ndarray], picture: np.ndarray) -> None:
+    """No step, and the two steps that stand in test_mixing."""
+    check(recorded, "res+ill_0.5_clear/0", replay_steps(picture, []), EXACT)
+    stream = legacy(0)
+    ratio = stream.uniform(3.0, 5.0)
+    size = {"height": int(256 // ratio), "width": int(128 // ratio)}
+    steps = [{"name": "dil_res", **size}, {"name": "dil_ill", **drawn_ill(stream)}]
+    check(recorded, "res+ill_0.5/0", replay_steps(picture, steps), LIBRARY)
 
 
 def test_dark_is_its_two_parts_in_the_order_it_says(picture: np.ndarray) -> None:

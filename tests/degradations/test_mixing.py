@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -77,19 +78,39 @@ def test_what_follows_a_smaller_image_is_drawn_for_it() -> None:
     assert box["right"] <= 12
 
 
-def test_steps_recorded_by_the_official_program() -> None:
-    """Its draws of two mixes, found by trial; the recorded results are those of the steps after each other."""
-    from qsd_plugin.degradations.dil_functions import dil_ill, dil_res
+#: What the official program's draws of each recorded mix came to, found by trial, and the single function (of the same
+#: seed) that it equals. Its entries jpg/0, jpg/1 and jpg+res_0.3/0 are errors of that program and were left out.
+RECORDED_MIXES = {
+    "res+ill_0.5/1": "ill/1",
+    "res+ill+noise_0.5/0": "res/0",
+    "res+ill+noise_0.5/1": "ill/1",
+    "res+ill_0.5_clear/1": "res/1",
+    "jpg+res_0.3/1": "res/1",
+}
 
+
+def test_mixes_recorded_by_the_official_program() -> None:
+    """One step is the single function, two are one after the other on the smaller image, none is the image."""
     with np.load(Path(__file__).parents[1] / "data" / "dil_degradations.npz", allow_pickle=False) as recorded:
-        expected = recorded["res+ill_0.5/0"]
-        small = recorded["res/0"]
+        arrays = dict(recorded)
+    mixes = {name for name in arrays if re.fullmatch(r".+_.+/[01]", name)}
+    assert mixes == {*RECORDED_MIXES, "res+ill_0.5/0", "res+ill_0.5_clear/0"}
+    assert not {name for name in arrays if name.startswith("jpg/")}
+    for mix, single in RECORDED_MIXES.items():
+        assert np.array_equal(arrays[mix], arrays[single])
+        text = mix.rpartition("/")[0]
+        chains = [parse_mix(text).draw(numpy_stream(seed), 256, 128) for seed in range(60)]
+        wanted = "dil_" + single.partition("/")[0]
+        assert [wanted] in [[step["name"] for step in chain] for chain in chains]
     stream = np.random.RandomState(0)
-    stream.uniform(3.0, 5.0)
-    steps = {"gamma": stream.uniform(2.0, 3.5), "gain": stream.uniform(0.75, 1.0)}
-    assert np.array_equal(dil_ill(small, **steps), expected)
-    swapped = dil_res(dil_ill(np.repeat(small, 4, axis=0), **steps), height=62, width=31)
-    assert not np.array_equal(swapped, expected)
+    ratio = stream.uniform(3.0, 5.0)
+    steps = [
+        {"name": "dil_res", "height": int(256 // ratio), "width": int(128 // ratio)},
+        {"name": "dil_ill", "gamma": stream.uniform(2.0, 3.5), "gain": stream.uniform(0.75, 1.0)},
+    ]
+    small, expected = arrays["res/0"], arrays["res+ill_0.5/0"]
+    assert expected.shape == (steps[0]["height"], steps[0]["width"], 3)
+    assert np.array_equal(replay_steps(small, steps[1:]), expected)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ setup(
             "qsd-compare=qsd_plugin.tools.compare:main",
             "qsd-labels=qsd_plugin.tools.quality_labels:main",
             "qsd-weights=qsd_plugin.tools.convert_weights:main",
+            "qsd-visualize=qsd_plugin.tools.visualize:main",
         ]
     },
 )

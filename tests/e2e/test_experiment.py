@@ -18,7 +18,7 @@ from qsd_plugin.hosts import fastreid as host
 
 host.activate()
 
-from qsd_plugin.hosts.fastreid import experiments, loaders, recipes  # noqa: E402  (need the activated host)
+from qsd_plugin.hosts.fastreid import experiment_stages, experiments, loaders, recipes  # noqa: E402  (need the activated host)
 from qsd_plugin.report.experiment import read_experiment  # noqa: E402
 from qsd_plugin.report.per_query import PerQuery  # noqa: E402
 from tools import experiment as tool  # noqa: E402
@@ -131,7 +131,7 @@ def _order(cfg: Any) -> list[list[str]]:
     """Image paths of the batches of the first epoch of a training of ``cfg``, which is not trained."""
     from fastreid import engine
 
-    engine.default_setup(cfg, experiments._ARGUMENTS)
+    engine.default_setup(cfg, experiment_stages._ARGUMENTS)
     trainer = engine.DefaultTrainer(cfg)
     batches = iter(trainer.data_loader)
     return [list(next(batches)["img_paths"]) for _ in range(trainer.iters_per_epoch)]
@@ -145,7 +145,7 @@ def test_results_per_query_are_those_of_the_host_s_evaluation(finished: dict[str
     cfg = experiments.block_config(finished["plan"], "all", 1, "qsd")
     expected = recipes.evaluate(
         recipes.derive(cfg, folder.parent / "evaluation", MODEL__WEIGHTS=str(folder / "model_final.pth")),
-        experiments._ARGUMENTS,
+        experiment_stages._ARGUMENTS,
     )
     assert run.metrics().mean(axis=0) == pytest.approx([expected[key] for key in ("Rank-1", "mAP", "mINP")], abs=1e-3)
     stored = json.loads((folder / "results.json").read_text())

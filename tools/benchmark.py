@@ -41,6 +41,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
     parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs per item with a limit")
     parser.add_argument("--slow-pairs", type=int, default=6, help="pairs of slow items without a limit")
+    parser.add_argument(
+        "--items", default="", metavar="TEXT", help="of the suite ranking only items with this in their name"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     options = parser.parse_args()
     unknown = set(options.suites) - set(suites)
@@ -69,7 +72,7 @@ def ranking(options: argparse.Namespace) -> dict[str, Any]:
     _set_threads(options.threads)
     from qsd_plugin.report.benchmarks import ranking as suite
 
-    return suite.run(pairs=options.pairs, slow_pairs=options.slow_pairs)
+    return suite.run(pairs=options.pairs, slow_pairs=options.slow_pairs, only=options.items)
 
 
 def qsd_step(options: argparse.Namespace) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Size:
     dim: int = 2048
 
 
-def run(size: Size = Size(), *, pairs: int = 30, slow_pairs: int = 6, seed: int = 0) -> dict[str, Any]:
+def run(size: Size = Size(), *, pairs: int = 30, slow_pairs: int = 6, seed: int = 0, only: str = "") -> dict[str, Any]:
     """Measure every item in a process of its own; callers need the ``if __name__ == "__main__"`` guard.
 
     Args:
@@ -62,6 +62,7 @@ def run(size: Size = Size(), *, pairs: int = 30, slow_pairs: int = 6, seed: int 
         pairs: Interleaved pairs of timings of what a limit is stated for.
         slow_pairs: The same where a pair takes tens of seconds and there is no limit.
         seed: Seeds the embeddings.
+        only: Items whose name contains this.
 
     Returns:
         ``size``, ``threads``, ``load`` (one-minute average at the start) and ``items``: per item what
@@ -81,6 +82,8 @@ def run(size: Size = Size(), *, pairs: int = 30, slow_pairs: int = 6, seed: int 
         jobs["re-ranking"] = _rerank, (size, seed, pairs)
         jobs["query expansion"] = _expansion, (size, seed, slow_pairs)
         for name, (job, arguments) in jobs.items():
+            if only not in name:
+                continue
             if folder in arguments and built is not None:
                 items[name] = {"skipped": built}
                 continue

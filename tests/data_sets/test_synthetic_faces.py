@@ -305,7 +305,7 @@ def test_export_to_records_and_back(folder: Path, tmp_path: Path) -> None:
     assert (done.images, done.identities, done.skipped) == (9, ["00001", "00002", "00003"], {})
     originals = [path.read_bytes() for path in sorted((folder / "train").rglob("*.jpg"))]
     with RecordReader(tmp_path / "train.rec") as reader:
-        assert [record.content for record in reader.read_many(reader.image_keys)] == originals
+        assert [bytes(image) for image in reader.read_many(reader.image_keys).contents] == originals
         assert reader.image_labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         ranges = [reader.read(key).label.tolist() for key in reader.identity_keys.tolist()]
     assert ranges == [list(pair) for pair in pairwise([1, 4, 7, 10])]

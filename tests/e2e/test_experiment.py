@@ -171,7 +171,7 @@ def test_comparison_names_both_arms(
     monkeypatch.setattr(sys, "argv", ["compare.py", str(output(finished)), "--draws", "500"])
     compare.main()
     text = capsys.readouterr().out
-    assert "2 seeds, 1 split(s); split all: 6 queries of 6 identities" in text
+    assert "2 seeds, 1 split(s); split all: 64 training images, 6 queries of 6 identities" in text
     assert "`qsd` (QSD): MODEL.META_ARCHITECTURE Baseline -> QSD" in text
     assert "`qsd` against `finetune`" in text
 
@@ -184,8 +184,11 @@ def test_comparison_names_both_arms(
         (["QSD.PARING", "inbatch"], "Did you mean"),
         (["SEED"], "pairs KEY VALUE"),
         (["--jobs", "0"], "--jobs: got 0"),
-        (["RECIPE.NAME", "none"], "qsd in an experiment"),
-        (["DATASETS.TESTS", "('Market1501', 'DukeMTMC')"], "one test set in an experiment"),
+        (["RECIPE.NAME", "none"], "qsd or qud in an experiment"),
+        (
+            ["DATASETS.TESTS", "('Market1501', 'DukeMTMC')"],
+            "one person re-identification set, or face test sets, in an experiment",
+        ),
         (["SOLVER.MAX_EPOCH", "2"], "SOLVER.MAX_EPOCH: 1 -> 2"),
     ],
 )

@@ -126,7 +126,7 @@ def test_eval_only_scores_the_last_stage_with_flip_aqe_rerank_and_roc(finished: 
         ({"SOLVER.IMS_PER_BATCH": 18}, "18"),
         ({"SOLVER.IMS_PER_BATCH": 64}, "identities"),
         ({"OUTPUT_DIR": "/proc/nowhere"}, "Cannot write"),
-        ({"MODEL.META_ARCHITECTURE": "QDS"}, "Did you mean 'QSD'"),
+        ({"MODEL.META_ARCHITECTURE": "QSDD"}, "Did you mean 'QSD'"),
     ],
 )
 def test_mistakes_are_one_paragraph_and_exit_code_two(

@@ -82,33 +82,32 @@ def map_level(
     Returns:
         The level (0 with zero gradients if P = 0) and R (0 if P = 0), both 0-d.
     """
-    teacher = teacher.detach()
-    mask = keep[:, None, None]
-    difference = student - teacher
-    error = torch.where(mask, difference.square() if distance == "l2" else difference.abs(), 0.0)
-    error = error.sum() if weight is None else (error.sum(dim=(1, 2)) * weight.to(error.dtype)).sum()
-    error_sum = all_reduce_sum(error.double())
-    extremes = torch.stack([_masked_max(x, mask) for x in (student.detach(), -student.detach(), teacher)])
-    peak, negative_floor, teacher_peak = all_reduce_max(extremes).unbind()
-    floor = -negative_floor
+    with torch.no_grad():
+        mask = keep[:, None, None]
+        difference = torch.where(mask, student - teacher, 0.0)
+        error = difference.square() if distance == "l2" else difference.abs()
+        slope_of_error = 2 * difference if distance == "l2" else difference.sign()
+        if weight is not None:
+            weights = weight.to(error.dtype)[:, None, None]
+            error, slope_of_error = error * weights, slope_of_error * weights
+        error_sum = all_reduce_sum(error.sum().double())
+        peak, floor, teacher_peak = _extremes(student, teacher, keep)
 
-    # Scalars in float64: 1 / R^2 of nearly constant maps leaves the range of float32. Any R will do when P = 0.
-    some = pairs > 0
-    spread = torch.where(some, peak.double() - floor.double(), 0.0)
-    smallest = torch.where(some, RANGE_EPS * torch.maximum(peak, teacher_peak).double(), 1.0)
-    smallest = smallest.clamp(min=torch.finfo(torch.float32).tiny)
-    scale = torch.maximum(spread, smallest)
-    elements = pairs.clamp(min=1) * (student.shape[1] * student.shape[2])
-    per_error = 2 / (elements * scale)
-    share = per_error.to(error.dtype) * error
-    if scale_grad == "attached":
-        slope = torch.where(spread > smallest, per_error * error_sum / scale, 0.0).to(error.dtype)
-        at_peak, at_floor = mask & (student == peak), mask & (student == floor)
-        ties = all_reduce_sum(torch.stack([at_peak.sum(), at_floor.sum()])).clamp(min=1)
-        top = torch.where(at_peak, student, 0.0).sum() / ties[0]
-        bottom = torch.where(at_floor, student, 0.0).sum() / ties[1]
-        share = share - slope * (top - bottom)
-    return _with_gradient_of(per_error * error_sum, share), spread
+        # Scalars in float64: 1 / R^2 of nearly constant maps leaves the range of float32. Any R will do when P = 0.
+        some = pairs > 0
+        spread = torch.where(some, peak.double() - floor.double(), 0.0)
+        smallest = torch.where(some, RANGE_EPS * torch.maximum(peak, teacher_peak).double(), 1.0)
+        smallest = smallest.clamp(min=torch.finfo(torch.float32).tiny)
+        scale = torch.maximum(spread, smallest)
+        per_error = 2 / (pairs.clamp(min=1) * (student.shape[1] * student.shape[2]) * scale)
+        value = per_error * error_sum
+        gradient = slope_of_error * per_error.to(error.dtype)
+        if scale_grad == "attached":
+            slope = torch.where(spread > smallest, value / scale, 0.0).to(error.dtype)
+            at_peak, at_floor = mask & (student == peak), mask & (student == floor)
+            ties = all_reduce_sum(torch.stack([at_peak.sum(), at_floor.sum()])).clamp(min=1)
+            gradient = gradient - at_peak * (slope / ties[0]) + at_floor * (slope / ties[1])
+    return _with_known_gradient(value.to(student.dtype), student, gradient * world_size()), spread
 
 
 def vector_level(student: Tensor, teacher: Tensor, keep: Tensor, pairs: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -128,7 +127,9 @@ def vector_level(student: Tensor, teacher: Tensor, keep: Tensor, pairs: Tensor, 
     error = torch.where(keep, 1 - cosine, 0.0)
     error = error.sum() if weight is None else (error * weight.to(error.dtype)).sum()
     count = pairs.clamp(min=1)
-    return _with_gradient_of(all_reduce_sum(error.double()) / count, error / count)
+    share = error / count * world_size()
+    value = all_reduce_sum(error.detach().double()) / count
+    return value.to(share.dtype) + (share - share.detach())  # the bracket is exactly 0, unlike share + (value - share)
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -145,14 +146,33 @@ class _MeanSquare(torch.autograd.Function):
         return features * (gradient * (2 / features.shape[1]))[:, None]
 
 
-def _with_gradient_of(value: Tensor, share: Tensor) -> Tensor:
-    """A tensor worth ``value`` whose gradient is that of ``share`` times the number of ranks."""
-    share = share * world_size()
-    return value.to(share.dtype) + (share - share.detach())  # the bracket is exactly 0, unlike share + (value - share)
+def _extremes(student: Tensor, teacher: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest and smallest student energy and largest teacher energy of the kept pairs of the whole batch.
+
+    -inf, inf and -inf if there are none; shapes are known on the host, so this never waits.
+    """
+    if student.numel() == 0:
+        rows = student.new_full((3, 1), -torch.inf)
+    else:
+        low, high = student.flatten(1).aminmax(dim=1)
+        rows = torch.stack([high, -low, teacher.flatten(1).amax(dim=1)]).masked_fill(~keep, -torch.inf)
+    peak, negative_floor, teacher_peak = all_reduce_max(rows.amax(dim=1)).unbind()
+    return peak, -negative_floor, teacher_peak
 
 
-def _masked_max(values: Tensor, mask: Tensor) -> Tensor:
-    """Largest value under the mask, -inf if there is none; shapes are known on the host, so this never waits."""
-    if values.numel() == 0:
-        return values.new_full((), -torch.inf)
-    return values.masked_fill(~mask, -torch.inf).amax()
+class _KnownGradient(torch.autograd.Function):
+    """A value whose gradient has been worked out with it: one multiplication backwards, instead of a graph."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, student: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
+        return None, upstream * ctx.saved_tensors[0], None
+
+
+def _with_known_gradient(value: Tensor, student: Tensor, gradient: Tensor) -> Tensor:
+    known: Tensor = _KnownGradient.apply(value, student, gradient)  # type: ignore[no-untyped-call]
+    return known

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs per item with a limit")
     parser.add_argument("--slow-pairs", type=int, default=6, help="pairs of slow items without a limit")
     parser.add_argument(
-        "--items", default="", metavar="TEXT", help="of the suite ranking only items with this in their name"
+        "--items", default="", metavar="TEXT", help="of ranking and qsd only items with this in their name"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     options = parser.parse_args()
@@ -82,7 +82,7 @@ def qsd_step(options: argparse.Namespace) -> dict[str, Any]:
         from qsd_plugin.hosts.fastreid.benchmarks import qsd_step as suite
     except HostError as error:
         return {"items": {"QSD step": {"skipped": str(error)}}}
-    return suite.run(pairs=options.pairs)
+    return suite.run(pairs=options.pairs, only=options.items)
 
 
 def qud(options: argparse.Namespace) -> dict[str, Any]:

@@ -57,13 +57,14 @@ class Size:
 SIZES = (Size(18, 64, 64, 32), Size(50, 16, 256, 128), Size(50, 64, 256, 128, "cuda"))
 
 
-def run(chosen: Sequence[Size] = SIZES, *, pairs: int = 30, seed: int = 0) -> dict[str, Any]:
+def run(chosen: Sequence[Size] = SIZES, *, pairs: int = 30, seed: int = 0, only: str = "") -> dict[str, Any]:
     """Time every kind of pairing at every size.
 
     Args:
         chosen: Sizes; those on a GPU are skipped where there is none.
         pairs: Interleaved pairs of steps after the warm-up.
         seed: Seeds images, labels and initial weights.
+        only: Items whose name contains this.
 
     Returns:
         ``threads``, ``load`` (one-minute average at the start), ``freed_memory_kept`` and ``items``: per size and
@@ -79,10 +80,11 @@ def run(chosen: Sequence[Size] = SIZES, *, pairs: int = 30, seed: int = 0) -> di
                 items[f"QSD step, {size}"] = {"skipped": "not shown, no GPU"}
                 continue
             for pairing, limit in LIMITS.items():
-                qsd, baseline = step_functions(size, pairing, Path(folder), seed)
-                items[f"QSD step, {size}, {pairing}"] = paired_ratio(qsd, baseline, pairs) | {"limit": limit}
-            twice, once = two_forwards(size, Path(folder), seed)
-            items[f"baseline step, {size}, two forwards"] = paired_ratio(twice, once, pairs)
+                if only in (name := f"QSD step, {size}, {pairing}"):
+                    qsd, baseline = step_functions(size, pairing, Path(folder), seed)
+                    items[name] = paired_ratio(qsd, baseline, pairs) | {"limit": limit}
+            if only in (name := f"baseline step, {size}, two forwards"):
+                items[name] = paired_ratio(*two_forwards(size, Path(folder), seed), pairs)
     return {"threads": torch.get_num_threads(), "load": load, "freed_memory_kept": kept, "items": items}
 
 

@@ -307,6 +307,6 @@ def _fp32_island(taps: Mapping[str, Tensor]) -> torch.autocast:
 
 
 def _take(rows: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-    # Rows that occur in several pairs gather gradients. On a GPU only x[index] adds them in a fixed order; on a CPU both
-    # do, and index_select is several times faster.
+    # Rows that occur in several pairs gather gradients. On a GPU only x[index] adds them in a fixed order; on a CPU
+    # index_select does, too, and is several times faster.
     return {name: x.index_select(0, index) if x.device.type == "cpu" else x[index] for name, x in rows.items()}

@@ -69,6 +69,7 @@ def test_non_local_blocks_follow_the_last_blocks_of_a_stage() -> None:
 def test_negative_values_pass_the_stem() -> None:
     """Unlike in a ResNet, where a ReLU follows; the published weights were trained without."""
     network = AGWResNet(width=2).eval()
+    nn.init.constant_(network.bn1.bias, -10.0)  # the stem's values are negative, whatever its weights are
     seen: list[torch.Tensor] = []
     network.layer1[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     network(torch.randn(1, 3, 32, 32, generator=torch_stream(3)))

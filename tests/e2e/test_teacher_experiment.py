@@ -51,7 +51,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> experiments.Plan:
         "QUD.QUEUE_SIZE": 32,
         "DATA.CACHE": str(root / "cache"),
     }
-    (root / "toy.yml").write_text(yaml.safe_dump(content))
+    (root / "toy.yml").write_text(yaml.safe_dump(content, sort_keys=False))
     plan = experiments.Plan(read_experiment(root / "toy.yml"), ["qud", "mse", "supervised"])
     assert experiments.run(plan, announce=lambda _: None) == []
     return plan
@@ -83,13 +83,8 @@ def test_agreement_is_the_cosine_to_the_teacher_s_embeddings(plan: experiments.P
     block = Path(plan.experiment.output) / "synthetic" / "seed0"
     assert np.allclose(outcome(plan, "teacher").values[:, 1], 100)
     name = "SyntheticFacesIdentification"
-    with (
-        np.load(block / "teacher" / "test_embeddings.npz") as theirs,
-        np.load(block / "qud" / "test_embeddings.npz") as own,
-    ):
-        cosine = (
-            (theirs[name] * own[name]).sum(1) / np.linalg.norm(theirs[name], axis=1) / np.linalg.norm(own[name], axis=1)
-        )
+    theirs, own = (np.load(block / stage / "test_embeddings.npz")[name] for stage in ("teacher", "qud"))
+    cosine = (theirs * own).sum(1) / np.linalg.norm(theirs, axis=1) / np.linalg.norm(own, axis=1)
     trials = outcome(plan, "qud")
     probes = trials.test == name
     np.testing.assert_allclose(trials.values[probes, 1], 100 * cosine[: probes.sum()], atol=1e-3)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qsd_plugin.core.errors import DataError
-from qsd_plugin.core.files import write_atomically
+from qsd_plugin.report.stored_arrays import StoredArrays
 
 #: File of a run that holds its :class:`PerQuery`.
 FILE = "per_query.npz"
@@ -22,7 +21,7 @@ METRICS = ("rank1", "mAP", "mINP")
 
 
 @dataclass(frozen=True)
-class PerQuery:
+class PerQuery(StoredArrays):
     """Results of the V queries that have a match in the gallery.
 
     Args:
@@ -33,6 +32,8 @@ class PerQuery:
         inp: Inverse negative penalty, [V], 0 to 1.
         first_hit: Rank of the first match, [V], from 1.
     """
+
+    what: ClassVar[str] = "Results per query"
 
     query: NDArray[np.str_]
     identity: NDArray[np.str_]
@@ -59,25 +60,6 @@ class PerQuery:
     def groups(self) -> dict[str, NDArray[np.intp]]:
         """Rows of each group of :data:`GROUPS` that is not empty."""
         return quality_groups(self.quality)
-
-    def save(self, file: Path) -> None:
-        """Write an ``.npz`` file."""
-        arrays: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        write_atomically(file, lambda stream: np.savez_compressed(stream, **arrays))
-
-    @classmethod
-    def load(cls, file: Path) -> PerQuery:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            DataError: Another kind of file.
-        """
-        names = [entry.name for entry in fields(cls)]
-        with np.load(file, allow_pickle=False) as archive:
-            missing = [name for name in names if name not in archive]
-            if missing:
-                raise DataError(f"Results per query {file}: missing arrays", value=missing, expected=", ".join(names))
-            return cls(**{name: archive[name] for name in names})
 
 
 def quality_groups(quality: NDArray[np.float64]) -> dict[str, NDArray[np.intp]]:

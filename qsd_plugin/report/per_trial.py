@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qsd_plugin.core.errors import DataError
-from qsd_plugin.core.files import write_atomically
 from qsd_plugin.report import per_query
 from qsd_plugin.report.per_query import GROUPS, PerQuery, quality_groups
+from qsd_plugin.report.stored_arrays import StoredArrays
 
 #: File of a run that holds its :class:`PerTrial`.
 FILE = "per_trial.npz"
 
 
 @dataclass(frozen=True)
-class PerTrial:
+class PerTrial(StoredArrays):
     """Results of V trials of one or more test sets under M metrics.
 
     Args:
@@ -31,6 +30,8 @@ class PerTrial:
         values: In percent, [V, M]; NaN where a metric is not about a trial.
         names: Of the metrics, [M]; the first is the one that verdicts are about.
     """
+
+    what: ClassVar[str] = "Results per trial"
 
     query: NDArray[np.str_]
     test: NDArray[np.str_]
@@ -69,25 +70,6 @@ class PerTrial:
             for name, chosen in quality_groups(self.quality[rows]).items():
                 parts[name].append(rows[chosen])
         return {name: np.concatenate(rows) for name, rows in parts.items() if rows}
-
-    def save(self, file: Path) -> None:
-        """Write an ``.npz`` file."""
-        arrays: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        write_atomically(file, lambda stream: np.savez_compressed(stream, **arrays))
-
-    @classmethod
-    def load(cls, file: Path) -> PerTrial:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            DataError: Another kind of file.
-        """
-        names = [entry.name for entry in fields(cls)]
-        with np.load(file, allow_pickle=False) as archive:
-            missing = [name for name in names if name not in archive]
-            if missing:
-                raise DataError(f"Results per trial {file}: missing arrays", value=missing, expected=", ".join(names))
-            return cls(**{name: archive[name] for name in names})
 
 
 def join(parts: list[PerTrial]) -> PerTrial:

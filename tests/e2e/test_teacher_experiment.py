@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from commands import ROOT
 
+from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.hosts import fastreid as host
 
 host.activate()
@@ -55,6 +57,15 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> experiments.Plan:
     plan = experiments.Plan(read_experiment(root / "toy.yml"), ["qud", "mse", "supervised"])
     assert experiments.run(plan, announce=lambda _: None) == []
     return plan
+
+
+@pytest.mark.parametrize("options", [["KD.MODEL_CONFIG", "[]"], ["QUD.TEACHER.SOURCE", "onnx"]])
+def test_an_experiment_needs_a_network_for_a_teacher(plan: experiments.Plan, options: list[str]) -> None:
+    experiment = plan.experiment
+    without = {key: value for key, value in experiment.overrides.items() if key not in options}
+    bare = dataclasses.replace(plan, experiment=dataclasses.replace(experiment, overrides=without), options=options)
+    with pytest.raises(ConfigError, match=r"Teacher of an experiment.*KD\.MODEL_CONFIG, the config of a network"):
+        experiments.check(bare)
 
 
 def outcome(plan: experiments.Plan, stage: str) -> PerTrial:

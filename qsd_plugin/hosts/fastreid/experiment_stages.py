@@ -80,6 +80,13 @@ def check_arm(cfg: Any) -> None:
     if cfg.RECIPE.NAME == "qsd":
         recipes.check_final_stage(cfg, faces=True)
     else:
+        if not cfg.KD.MODEL_CONFIG or cfg.QUD.TEACHER.SOURCE == "onnx":
+            raise ConfigError(
+                "Teacher of an experiment",
+                value=f"KD.MODEL_CONFIG {list(cfg.KD.MODEL_CONFIG)}, QUD.TEACHER.SOURCE {cfg.QUD.TEACHER.SOURCE}",
+                expected="KD.MODEL_CONFIG, the config of a network, which is trained or evaluated like the arms",
+                remedy="Name it under overrides, with QUD.TEACHER.SOURCE network or cache.",
+            )
         # The teacher may not be there yet; an arm without one is an ordinary training.
         recipes.check_model(cfg, **({"QUD__TEACHER__SOURCE": "cache"} if in_chain(cfg, "QUD") else {}))
 

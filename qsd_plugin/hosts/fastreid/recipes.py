@@ -1,6 +1,7 @@
 """The stages behind ``tools/train_net.py``.
 
-``qsd``: baseline -> [folds] -> labels -> [control] -> qsd -> report -> deploy. ``qud``: [teacher] -> student -> deploy.
+``qsd``: baseline -> [folds] -> labels -> [control] -> qsd -> report -> deploy. ``qud``: [teacher] ->
+[cache] -> student -> deploy.
 """
 
 from __future__ import annotations

@@ -108,6 +108,6 @@ def teacher_stage_config(cfg: Any, output_dir: Path) -> Any:
             remedy="Run that recipe first and name its last checkpoint in KD.MODEL_WEIGHTS.",
         )
     paths = {f"DATA__{key}": cfg.DATA[key] for key in ("ROOT", "CACHE") if cfg.DATA[key]}
-    own = ("FOLDER", "LIST", "RECORD", "VERIFICATION")
+    own = ("FOLDER", "LIST", "RECORD", "VERIFICATION", "PAIRS")
     paths |= {f"DATA__{key}": cfg.DATA[key] for key in own if cfg.DATA[key] and not teacher.DATA[key]}
     return recipes.derive(teacher, output_dir, SEED=cfg.SEED, MODEL__DEVICE=cfg.MODEL.DEVICE, **paths)

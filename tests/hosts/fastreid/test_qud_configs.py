@@ -22,6 +22,8 @@ STUDENTS = {
     "QUD/ms1mv2_r50_to_mbf.yml": (512, None, 512, 512),
     "QUD/folder.yml": (512, None, 512, 512),
     "QUD/market.yml": (512, (2048, 512), 64, 2048),
+    "QUD/market_small.yml": (128, (512, 128), 64, 512),
+    "QUD/real_faces.yml": (128, None, 64, 128),
 }
 #: Learning rate of every epoch: a tenth in front of milestones 8, 14, 20, 25 and 22, 30, 40 that count from 1.
 RATES = {
@@ -153,3 +155,7 @@ def test_a_teacher_that_is_trained_gets_the_records_of_the_student_unless_it_has
     cfg.KD.MODEL_CONFIG = [str(tmp_path / "own.yml")]
     teacher = recipes_qud.teacher_stage_config(cfg, tmp_path)
     assert (teacher.DATA.RECORD, teacher.DATA.VERIFICATION) == ("/teacher/train.rec", ["/student/lfw.bin"])
+    cfg = shipped("QUD/real_faces.yml", **{"DATA.LIST": "/student/train.csv", "DATA.PAIRS": "/student/pairs.csv"})
+    teacher = recipes_qud.teacher_stage_config(cfg, tmp_path)
+    assert (teacher.DATA.LIST, teacher.DATA.PAIRS) == ("/student/train.csv", "/student/pairs.csv")
+    assert teacher.DATA.FACES == cfg.DATA.FACES

@@ -78,6 +78,17 @@ def test_study_on_the_pages_comes_from_the_stored_comparison() -> None:
     assert page.split("\n\n")[1] in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+STUDIES = sorted(ROOT.glob("projects/*/results/study_*.json"))
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_studies_on_a_method_s_page_come_from_stored_comparisons(file: Path) -> None:
+    from qsd_plugin.report.comparison import as_markdown
+
+    shown = as_markdown(json.loads(file.read_text(encoding="utf-8"))).partition("\n\n")[2].strip()
+    assert shown in (file.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
 def test_temperatures_on_the_page_are_what_the_formulas_say() -> None:
     from qsd_plugin.methods.qud.temperature import half_saturation_cosine, loss_floor
 

@@ -70,7 +70,7 @@ def register_face_backbones() -> None:
     from fastreid.modeling.backbones.build import BACKBONE_REGISTRY
 
     for builder in (build_iresnet_backbone, build_ir_backbone, build_mobilefacenet_backbone):
-        BACKBONE_REGISTRY.register(explained(builder))
+        BACKBONE_REGISTRY.register(explained(builder, reads_files=True))
 
 
 def build_iresnet_backbone(cfg: Any) -> nn.Module:

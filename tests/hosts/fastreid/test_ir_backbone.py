@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def pixels(count: int = 4) -> torch.Tensor:
 
 
 def lightning(network: nn.Module, source: str, **changes: torch.Tensor | None) -> dict[str, Any]:
-    """A training checkpoint as the authors' trainer writes them."""
+    """A training checkpoint as the authors' trainer writes them, with an object in it that safe loading refuses."""
     state: dict[str, Any] = {f"{PREFIX[source]}{name}": tensor for name, tensor in network.state_dict().items()}
     state |= {
         "head.kernel": torch.randn(24, CLASSES, generator=torch_stream(6)),
@@ -82,7 +83,7 @@ def lightning(network: nn.Module, source: str, **changes: torch.Tensor | None) -
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
     state = {name: value for name, value in state.items() if value is not None}
-    return {"epoch": 25, "global_step": 9, "state_dict": state, "hyper_parameters": {"arch": "ir18", "lr": 0.1}}
+    return {"epoch": 25, "global_step": 9, "state_dict": state, "hyper_parameters": argparse.Namespace(lr=0.1)}
 
 
 def run_tool(monkeypatch: pytest.MonkeyPatch, source: str, weights: Path, output: Path, *more: str) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError
 from qsd_plugin.core.streams import numpy_stream
+from qsd_plugin.export.ir_weights import STATISTICS
 from qsd_plugin.export.weights import CLASSIFIER, Converted, Fit, convert, fit, read_weights, require_complete
 from qsd_plugin.hosts.fastreid.compat.checkpoints import require_same_architecture
 from qsd_plugin.hosts.fastreid.datasets import Item, training_set
@@ -80,6 +81,10 @@ def convert_for(cfg: Any, path: Path, source: str, *, keep_classifier: bool = Tr
     cfg.MODEL.HEADS.NUM_CLASSES = len(converted.weights.get(CLASSIFIER, ()))
     model: nn.Module = build_model(cfg)
     own = model.state_dict()
+    weights = {
+        name: value for name, value in converted.weights.items() if name in own or not name.startswith(STATISTICS)
+    }
+    converted = replace(converted, weights=weights)
     result = fit(converted.weights, own)
     if converted.network:
         require_complete(result, str(path), converted.network)
@@ -184,6 +189,7 @@ def _logits(cfg: Any, model: nn.Module, items: list[Item]) -> torch.Tensor:
     """Logits without margin and scale, [N, C]."""
     features = embed(cfg, model, items, title="Classifying training images")
     weight = model.get_parameter(CLASSIFIER).detach().cpu()
-    if cfg.MODEL.HEADS.CLS_LAYER == "Linear":
+    head: Any = model.get_submodule(CLASSIFIER.partition(".")[0])
+    if type(head.cls_layer).__name__ == "Linear":
         return F.linear(features, weight)
     return F.linear(F.normalize(features), F.normalize(weight)) * float(cfg.MODEL.HEADS.SCALE)

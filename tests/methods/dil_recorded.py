@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from convert_dil_recorded import arrays, load
 from torch import Tensor, nn
 
 from qsd_plugin.methods import dil
@@ -25,6 +26,11 @@ SMALL = (64, 32)
 def recorded(name: str) -> Golden:
     with np.load(DATA / f"dil_{name}.npz", allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def recorded_at_full_size(folder: Path, name: str) -> Golden:
+    """A run at 256 x 128, as the recording holds it."""
+    return arrays(load(folder / f"{name}.pt"))
 
 
 def fill(module: nn.Module, name: str) -> nn.Module:

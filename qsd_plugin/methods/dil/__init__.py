@@ -10,6 +10,10 @@ from qsd_plugin.methods.dil.encoders import (
     IdentityEncoder,
 )
 from qsd_plugin.methods.dil.generator import Generator
+from qsd_plugin.methods.dil.networks import Networks, dil_networks
+from qsd_plugin.methods.dil.pairs import Pair, PhaseSchedule
+from qsd_plugin.methods.dil.stage1 import Stage1, Stage1Options, Stage1Result, Stage1Weights
+from qsd_plugin.methods.dil.stage1_training import Stage1Trainer
 
 __all__ = [
     "ClassBlock",
@@ -20,4 +24,13 @@ __all__ = [
     "Generator",
     "IdentityEncoder",
     "MultiScaleDiscriminator",
+    "Networks",
+    "Pair",
+    "PhaseSchedule",
+    "Stage1",
+    "Stage1Options",
+    "Stage1Result",
+    "Stage1Trainer",
+    "Stage1Weights",
+    "dil_networks",
 ]

@@ -50,6 +50,10 @@ class ExportError(QSDPluginError):
     """A network cannot be exported, or its export computes something else."""
 
 
+class TrainingError(QSDPluginError):
+    """A training step computed something that must not reach the weights."""
+
+
 class StageError(QSDPluginError):
     """A recipe stage is stale, missing or failed."""
 

@@ -1,0 +1,341 @@
+"""Stage 1: content and degradation are told apart by exchanging them between two images.
+
+Shapes: B pairs, H x W pixels. Symbols: x_a the better, x_b the worse image; x_ab is x_a's content rendered with x_b's
+degradation, and so on. Source: Huang et al., CVPR 2020 and IJCV 2022; terms, weights and order as in their program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qsd_plugin.core.errors import ConfigError, did_you_mean
+from qsd_plugin.core.streams import numpy_stream
+from qsd_plugin.methods.dil.adam import FlatAdam
+from qsd_plugin.methods.dil.checks import require_finite
+from qsd_plugin.methods.dil.layers import in_float32, no_autocast
+from qsd_plugin.methods.dil.losses import consistency_loss, ls_d, ls_g, pixel_loss, r1, rank_labels, rank_loss
+from qsd_plugin.methods.dil.networks import Networks
+from qsd_plugin.methods.dil.pairs import Pair
+
+#: Terms of the generator's side.
+TERMS = ("self", "cross", "content", "identity", "degradation", "realness")
+#: Names that ``Stage1Options.ablate`` takes; the unsupervised phase goes with the unpaired one.
+ABLATIONS = tuple(f"{phase}.{term}" for phase in ("paired", "unpaired") for term in TERMS)
+
+
+@dataclass(frozen=True)
+class Stage1Weights:
+    """Factors of the terms, >= 0; the defaults are the authors'."""
+
+    realness: float = 1.0
+    degradation: float = 1.0
+    reconstruction: float = 10.0
+    content: float = 5.0
+    identity: float = 0.5
+
+
+@dataclass(frozen=True)
+class Stage1Options:
+    """How stage 1 is trained; the defaults are the authors'.
+
+    Args:
+        weights: Factors of the terms.
+        pixel: ``"l1"``, ``"l2"`` or ``"smooth_l1"``.
+        predictions_agree: In the paired phase, tie the identity predictions on both images by KL.
+        ablate: Terms of the generator's side that are left out, by the names in :data:`ABLATIONS`; the discriminators
+            go on learning.
+        cycle_through_trunk: Let the gradient of the cycle pass through the trunk to the rendered images. The authors
+            cut it there, so that it reaches them through the degradation code only.
+        rendered_identity: Run the identity branch on the rendered images of the cycle, too, as the authors do: nothing
+            uses what it finds, but its batch statistics move.
+        freeze_trunk_norm: Keep the trunk's batch statistics. The authors let them move, on rendered images as well.
+        r1_weight: Of the gradient penalty beside least squares.
+        rank_r1_weight: Of the one beside ranking, which is inert at the authors' 0.01.
+        r1_every: Take the penalty in every k-th pair of iterations only, with k times the weight.
+
+    Raises:
+        ConfigError: Unknown ablation, or a number out of range.
+    """
+
+    weights: Stage1Weights = field(default_factory=Stage1Weights)
+    pixel: str = "l1"
+    predictions_agree: bool = False
+    ablate: Sequence[str] = ()
+    cycle_through_trunk: bool = False
+    rendered_identity: bool = True
+    freeze_trunk_norm: bool = False
+    r1_weight: float = 0.01
+    rank_r1_weight: float = 0.01
+    r1_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in self.ablate:
+            if name not in ABLATIONS:
+                raise ConfigError("DIL ablation", value=name, remedy=did_you_mean(name, ABLATIONS))
+        if self.r1_every < 1 or min(self.r1_weight, self.rank_r1_weight, *vars(self.weights).values()) < 0:
+            raise ConfigError(
+                "DIL stage 1: weights and r1_every",
+                value=(self.weights, self.r1_weight, self.rank_r1_weight, self.r1_every),
+                expected="weights >= 0 and r1_every >= 1",
+            )
+
+
+class Rendered(NamedTuple):
+    """Both images taken apart and put together in all four ways; the first letter is the content's."""
+
+    aa: Tensor
+    bb: Tensor
+    ab: Tensor
+    ba: Tensor
+    identity_a: Tensor
+    identity_b: Tensor
+    content_a: Tensor
+    content_b: Tensor
+
+    def fake(self, name: str) -> Tensor:
+        """The exchanged image called ``"ab"`` or ``"ba"``, detached."""
+        return (self.ab if name == "ab" else self.ba).detach()
+
+
+class Stage1Result(NamedTuple):
+    """What a step of stage 1 leaves to the generator's optimizer."""
+
+    terms: dict[str, Tensor]
+    """Weighted, 0-d each; their sum is to be back-propagated."""
+    stats: dict[str, Tensor]
+    """Of the discriminators' step, detached; empty where there was none."""
+
+
+class Stage1(nn.Module):
+    """Renders a pair, lets the discriminators take a step, and returns the generator's losses against them.
+
+    Use: ``result = stage(pair)``, back-propagate the sum of ``result.terms`` and step an optimizer over those of its
+    parameters that require gradient: encoders and generator, without the trunk. The discriminators never require
+    gradient outside a forward and have an Adam of their own in buffers, so that neither an optimizer nor a reducer
+    of a host sees them, and a state dict is the whole state: nothing random is drawn but from ``(seed, iteration)``
+    and, for dropout, from torch's global generator.
+
+    A step of the discriminators needs training mode and gradients enabled; otherwise nothing changes. In a phase some
+    parameters get no gradient (paired: identity branch and classifier; otherwise: the synthetic degradation head);
+    under ``DistributedDataParallel`` set ``find_unused_parameters=True``. Across ranks: local means; the
+    discriminators' gradients are averaged here; batch statistics are the rank's.
+
+    Precision: the discriminators' step runs outside autocast, in float32.
+
+    Args:
+        networks: What is trained. The trunk's parameters are frozen here.
+        options: The authors' by default.
+        lr: Of the discriminators.
+        betas: Of their Adam.
+        weight_decay: Of their Adam.
+        milestones: Numbers of iterations behind which their learning rate falls to a tenth.
+        seed: Decides which of the two fakes a paired step shows to D_real; the same on every rank.
+
+    Raises:
+        TrainingError: On call, a term is not finite; it is named.
+        ConfigError: On call, labels are missing for the identity term.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        *,
+        options: Stage1Options | None = None,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.0, 0.999),
+        weight_decay: float = 5e-4,
+        milestones: Sequence[int] = (20_000, 30_000, 35_000),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.options = Stage1Options() if options is None else options
+        self.seed = seed
+        self.content_encoder = networks.content_encoder
+        self.degradation_encoder = networks.degradation_encoder
+        self.generator = networks.generator
+        self.real_discriminator = networks.real_discriminator
+        self.degradation_discriminator = networks.degradation_discriminator
+        self.content_encoder.model.requires_grad_(False)
+        for parameter in self._judges():
+            parameter.requires_grad_(False)
+        size = sum(parameter.numel() for parameter in self._judges())
+        self.adam = FlatAdam(size, lr=lr, betas=betas, weight_decay=weight_decay, milestones=milestones)
+
+    @property
+    def iteration(self) -> int:
+        """Completed iterations; reads a buffer, i.e. waits for the device."""
+        return int(self.adam.steps)
+
+    def train(self, mode: bool = True) -> Stage1:
+        """As of any module; a trunk whose batch statistics are frozen stays in eval mode."""
+        super().train(mode)
+        if self.options.freeze_trunk_norm:
+            self.content_encoder.model.eval()
+        return self
+
+    def forward(self, pair: Pair) -> Stage1Result:
+        """Losses of one batch, after a step of the discriminators in training."""
+        rendered = self.render(pair)
+        stats: dict[str, Tensor] = {}
+        if self.training and torch.is_grad_enabled():
+            stats = self._discriminator_step(pair, rendered)
+        terms = self.generator_terms(pair, rendered)
+        require_finite(f"DIL stage 1, {pair.phase} phase, generator", terms)
+        return Stage1Result(terms, stats)
+
+    def render(self, pair: Pair) -> Rendered:
+        """Take both images apart, each in a pass of its own, and render all four combinations."""
+        identity_a, content_a = self.content_encoder(pair.better)
+        identity_b, content_b = self.content_encoder(pair.worse)
+        code_a = self.degradation_encoder(pair.better)
+        code_b = self.degradation_encoder(pair.worse, "syn" if pair.paired else "real")
+        return Rendered(
+            self.generator(content_a, code_a),
+            self.generator(content_b, code_b),
+            self.generator(content_a, code_b),
+            self.generator(content_b, code_a),
+            identity_a,
+            identity_b,
+            content_a,
+            content_b,
+        )
+
+    def shown_fake(self, iteration: int) -> str:
+        """Which exchanged image a paired step shows to D_real: ``"ab"`` or ``"ba"``, a fair coin."""
+        return "ab" if numpy_stream(self.seed, "dil fake", iteration).random() < 0.5 else "ba"
+
+    def discriminator_terms(
+        self, pair: Pair, rendered: Rendered, *, fake: str = "ab", penalty: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Weighted losses of the discriminators; their parameters must require gradient.
+
+        Args:
+            fake: What :meth:`shown_fake` says; used in the paired phase.
+            penalty: Factor on the weights of the gradient penalty; 0 leaves it out.
+        """
+        with no_autocast(pair.better):
+            better, worse = (
+                in_float32(images).detach().requires_grad_(penalty > 0) for images in (pair.better, pair.worse)
+            )
+            shown = {name: in_float32(rendered.fake(name)) for name in ("ab", "ba")}
+            if pair.paired:
+                realness = self._ls_d(self.real_discriminator, shown[fake], better, penalty)
+                degradation = self._rank_d(worse, better, -1.0, penalty)
+            else:
+                realness = self._ls_d(self.real_discriminator, shown["ab"], better, penalty)
+                realness = realness + self._ls_d(self.real_discriminator, shown["ba"], worse, penalty)
+                if pair.phase == "unpaired":
+                    degradation = 2 * self._ls_d(self.degradation_discriminator, worse.detach(), better, penalty)
+                else:
+                    degradation = self._rank_d(worse, better, self.believed_order(pair), penalty)
+        weights = self.options.weights
+        return {
+            "discriminator_realness": weights.realness * realness,
+            "discriminator_degradation": weights.degradation * degradation,
+        }
+
+    def generator_terms(self, pair: Pair, rendered: Rendered) -> dict[str, Tensor]:
+        """Weighted losses of encoders and generator against the discriminators as they are now."""
+        weights = self.options.weights
+        terms = {
+            "self": weights.reconstruction
+            * (self._pixel(rendered.aa, pair.better) + self._pixel(rendered.bb, pair.worse)),
+            "cross": weights.reconstruction * self._cross(pair, rendered),
+            "degradation": weights.degradation * self._degradation(pair, rendered),
+            "realness": weights.realness
+            * (ls_g(self.real_discriminator(rendered.ab), 1) + ls_g(self.real_discriminator(rendered.ba), 1)),
+        }
+        if pair.paired:
+            terms["content"] = weights.content * self._pixel(rendered.content_a, rendered.content_b)
+        if weights.identity and (self.options.predictions_agree or not pair.paired):
+            terms["identity"] = weights.identity * self._identity(pair, rendered)
+        phase = "paired" if pair.paired else "unpaired"
+        return {name: term for name, term in terms.items() if f"{phase}.{name}" not in self.options.ablate}
+
+    @torch.no_grad()
+    def believed_order(self, pair: Pair) -> Tensor:
+        """What D_deg thinks of an unsupervised pair now, [B, 1]: -1 where the first image is the better one."""
+        with no_autocast(pair.better):
+            worse, better = (self.degradation_discriminator(in_float32(images)) for images in (pair.worse, pair.better))
+            return rank_labels(worse, better)
+
+    def _discriminator_step(self, pair: Pair, rendered: Rendered) -> dict[str, Tensor]:
+        judges = self._judges()
+        iteration = self.iteration + 1
+        # Counted in pairs of iterations: with alternating phases each of them gets its penalties.
+        due = (iteration + 1) // 2 % self.options.r1_every == 0
+        for parameter in judges:
+            parameter.requires_grad_(True)
+        try:
+            terms = self.discriminator_terms(
+                pair, rendered, fake=self.shown_fake(iteration), penalty=float(self.options.r1_every * due)
+            )
+            # Not backward(): the hooks of a data-parallel wrapper and the generator's graph stay untouched.
+            gradients = torch.autograd.grad(torch.stack(list(terms.values())).sum(), judges)
+        finally:
+            for parameter in judges:
+                parameter.requires_grad_(False)
+        stats = {name: term.detach() for name, term in terms.items()}
+        norm = torch.stack([in_float32(gradient).norm() for gradient in gradients]).norm()
+        require_finite(f"DIL stage 1, {pair.phase} phase, discriminators", {**stats, "discriminator_gradient": norm})
+        self.adam.step(judges, gradients)
+        return {**stats, "discriminator_gradient": norm}
+
+    def _judges(self) -> list[nn.Parameter]:
+        return [*self.real_discriminator.parameters(), *self.degradation_discriminator.parameters()]
+
+    def _ls_d(self, network: nn.Module, fake: Tensor, real: Tensor, penalty: float) -> Tensor:
+        maps = network(real)
+        loss = ls_d(network(fake), maps)
+        return loss + penalty * self.options.r1_weight * r1(maps, real) if penalty else loss
+
+    def _rank_d(self, worse: Tensor, better: Tensor, order: Tensor | float, penalty: float) -> Tensor:
+        maps = self.degradation_discriminator(better)
+        loss = rank_loss(self.degradation_discriminator(worse), maps, order)
+        return loss + penalty * self.options.rank_r1_weight * r1(maps, better, pooled=True) if penalty else loss
+
+    def _pixel(self, images: Tensor, target: Tensor) -> Tensor:
+        return pixel_loss(images, target, self.options.pixel)
+
+    def _cross(self, pair: Pair, rendered: Rendered) -> Tensor:
+        """To the partner, which is known of a synthetic pair; otherwise back to the image by a second exchange."""
+        if pair.paired:
+            return self._pixel(rendered.ab, pair.worse) + self._pixel(rendered.ba, pair.better)
+        passes = {
+            "trunk_grad": self.options.cycle_through_trunk,
+            "want_identity": self.options.rendered_identity and self.training,
+        }
+        contents = [self.content_encoder(images, **passes).content for images in (rendered.ab, rendered.ba)]
+        code_b, code_a = (self.degradation_encoder(images) for images in (rendered.ab, rendered.ba))
+        back_a, back_b = self.generator(contents[0], code_a), self.generator(contents[1], code_b)
+        return self._pixel(back_a, pair.better) + self._pixel(back_b, pair.worse)
+
+    def _degradation(self, pair: Pair, rendered: Rendered) -> Tensor:
+        worse, better = (self.degradation_discriminator(images) for images in (rendered.ab, rendered.ba))
+        if pair.phase == "unpaired":
+            return ls_g(worse, 0) + ls_g(better, 1)
+        return rank_loss(worse, better, -1.0 if pair.paired else self.believed_order(pair))
+
+    def _identity(self, pair: Pair, rendered: Rendered) -> Tensor:
+        logits_a, logits_b = (
+            in_float32(self.content_encoder.classifier(features))
+            for features in (rendered.identity_a, rendered.identity_b)
+        )
+        if pair.paired:
+            return consistency_loss(logits_a, logits_b, "kl")
+        if pair.better_labels is None:
+            raise ConfigError(
+                f"DIL stage 1: identities of the better images of an {pair.phase} batch are missing",
+                expected="labels [B] for the identity term",
+                remedy="Give labels, or set the weight of the identity term to 0.",
+            )
+        loss = F.cross_entropy(logits_a, pair.better_labels)
+        if pair.worse_labels is None:
+            return 2 * loss
+        return loss + F.cross_entropy(logits_b, pair.worse_labels)

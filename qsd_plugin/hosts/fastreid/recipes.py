@@ -208,7 +208,7 @@ def check_final_stage(cfg: Any, *, faces: bool = False) -> None:
         )
     for name in cfg.DATASETS.TESTS:
         if name in face_tests.TESTS:
-            face_tests.TESTS[name](cfg)
+            face_tests.build_test(cfg, name)
         else:
             test_set(cfg, name)
     check_model(cfg)

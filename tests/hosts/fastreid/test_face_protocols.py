@@ -138,24 +138,28 @@ def test_ijb(tmp_path: Path) -> None:
     found = evaluate(tmp_path, "IJB", size=IJB_SIZE, **options)
     aligned = map(align.norm_crop, map(np.asarray, images), points)
     crops = [Image.fromarray(crop) for crop in aligned]
-    result = verify_templates(
-        embed(crops, flip=False),
-        templates,
-        medias,
-        pairs,
-        genuine,
-        flipped=embed([crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in crops], flip=False),
-        detector_score=detected,
-        use_norm=False,
-    )
-    assert list(found) == [f"TAR@FAR=1e-0{power}" for power in (6, 5, 4, 3, 2, 1)] + ["metric"]
-    assert list(found.values())[:6] == pytest.approx((100 * result.tar).tolist())
-    assert found["metric"] == found["TAR@FAR=1e-04"] < 100
+    rates = [f"TAR@FAR=1e-0{power}" for power in (6, 5, 4, 3, 2, 1)]
+    weightings = {"norm-weighted (as AdaFace)": True, "unit": False}
+    assert list(found) == [f"{rate} {name}" for name in weightings for rate in rates] + ["metric"]
     kept = json.loads((tmp_path / "out" / "evaluation" / "IJB.json").read_text())
-    assert kept["switches"] == "N0 D1 F1"
-    assert kept["result"]["roc"]["tar"] == pytest.approx(result.roc.tar.tolist())
-    assert kept["result"]["roc"]["threshold"][0] is None
-    assert kept["result"]["roc"]["threshold"][1:] == pytest.approx(result.roc.threshold[1:].tolist())
+    for name, use_norm in weightings.items():
+        result = verify_templates(
+            embed(crops, flip=False),
+            templates,
+            medias,
+            pairs,
+            genuine,
+            flipped=embed([crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in crops], flip=False),
+            detector_score=detected,
+            use_norm=use_norm,
+        )
+        assert [found[f"{rate} {name}"] for rate in rates] == pytest.approx((100 * result.tar).tolist())
+        assert kept[name]["switches"] == f"N{use_norm:d} D1 F1"
+        roc = kept[name]["result"]["roc"]
+        assert roc["tar"] == pytest.approx(result.roc.tar.tolist())
+        assert roc["threshold"][0] is None
+        assert roc["threshold"][1:] == pytest.approx(result.roc.threshold[1:].tolist())
+    assert found["metric"] == found["TAR@FAR=1e-04 unit"] < 100
 
 
 def test_eval_only_on_scface(tmp_path: Path) -> None:
@@ -250,7 +254,7 @@ def test_other_names_stay_the_host_s(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ("VerificationBin", {}, r"DATA.VERIFICATION: got \[\]; expected .bin files"),
         ("VerificationBin", {"DATA.VERIFICATION": ["a/lfw.bin", "b/lfw.bin"]}, "of different names"),
-        ("TinyFace", {}, r"DATA.TINYFACE: got ''; expected the test set's folder\. Add DATA.TINYFACE PATH"),
+        ("TinyFace", {}, r"DATA.TINYFACE: got ''; expected the test set's folder or \.rec file\. Add DATA.TINYFACE P"),
         ("SCface", {}, "DATA.SCFACE: got ''"),
         ("IJB", {}, "DATA.IJB: got ''"),
     ],

@@ -103,7 +103,7 @@ def _parsed(text: str) -> Level:
         raise ConfigError("Degradation of a level", value=text, remedy=did_you_mean(name, known))
     if name == LOWRES and not 0 < amount <= 1:
         raise ConfigError("Level of degradation", value=text, expected="a share of the image's side above 0, up to 1")
-    if name == PIXELS and (amount < 1 or amount != int(amount)):
+    if name == PIXELS and not (amount >= 1 and amount.is_integer()):
         raise ConfigError("Level of degradation", value=text, expected="a whole number of pixels")
     if not 0 <= amount <= 1 and name != PIXELS:
         raise ConfigError("Level of degradation", value=text, expected="a severity from 0 to 1")

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
+#: In the place of a condition: the mean over all degraded ones, of trials.
+MEAN = "mixed"
+
 
 def has_conditions(numbers: Mapping[str, float]) -> bool:
     """Whether results are named by condition."""

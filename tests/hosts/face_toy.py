@@ -11,7 +11,19 @@ from PIL import Image
 from toy import toy_cfg
 
 from qsd_plugin.data.align import template
+from qsd_plugin.data.synthetic import SyntheticFaces
 from qsd_plugin.evaluation.arrays import Array
+
+#: ``DATA.FACES`` of a set of built-in faces that is made in seconds, and its specification.
+TINY_FACES = {
+    "NUM_TRAIN_IDENTITIES": 8,
+    "NUM_TEST_IDENTITIES": 16,
+    "NUM_DISTRACTORS": 4,
+    "IMAGES_PER_IDENTITY": 4,
+    "NUM_PAIRS": 100,
+    "SIZE": 48,
+}
+SPEC = SyntheticFaces(**{key.lower(): value for key, value in TINY_FACES.items()})
 
 SIZE = 16
 IJB_SIZE = 112
@@ -86,3 +98,8 @@ def write_ijb(root: Path, kind: str = "ijbb") -> ToyIjb:
     (meta / f"{kind}_face_tid_mid.txt").write_text("\n".join(" ".join(map(str, row)) for row in owners))
     np.savetxt(meta / f"{kind}_template_pair_label.txt", np.column_stack((pairs, genuine)), fmt="%d")
     return ToyIjb(images, points, detected, templates, medias, pairs, genuine)
+
+
+def tiny_faces_keys(cache: Path) -> dict[str, Any]:
+    """Config keys of :data:`TINY_FACES`, kept in ``cache``."""
+    return {"DATA.CACHE": str(cache), **{f"DATA.FACES.{key}": value for key, value in TINY_FACES.items()}}

@@ -7,6 +7,7 @@ python tools/build_data.py folder2rec DIR OUT.rec  <identity>/*.jpg, aligned, to
 python tools/build_data.py rec2folder IN.rec DIR   and back to <class>/<key>.jpg
 python tools/build_data.py pairs2bin CSV OUT.bin   pairs first,second,same to a verification set
 python tools/build_data.py face-split DIR OUT      <identity>/*.jpg to train.csv and pairs.csv, with nobody in both
+python tools/build_data.py pack-eval SET DIR OUT.rec  tinyface, scface, ijbb or ijbc as released to one record, aligned
 python tools/build_data.py check FILE              what is in a .rec or .bin file and what is wrong with it
 """
 
@@ -109,6 +110,20 @@ def face_split(options: argparse.Namespace) -> int:
     return 0
 
 
+def pack_eval(options: argparse.Namespace) -> int:
+    """``pack-eval``: write the packed set and print what is in it."""
+    from qsd_plugin.data import face_packing
+
+    flags = ("size", "landmarks", "quality", "convert")
+    done = face_packing.pack_eval(
+        options.set, options.folder, options.file, **{name: getattr(options, name) for name in flags}
+    )
+    roles = ", ".join(f"{len(done.rows(role))} {role}" for role in dict.fromkeys(done.role.tolist()))
+    pairs = f", {len(done.pairs)} pairs of templates" if len(done.pairs) else ""
+    print(f"{options.file}: {len(done.names)} images ({roles}){pairs}; colour test passed")
+    return 0
+
+
 def check(options: argparse.Namespace) -> int:
     """``check``: print what is in a record file or verification set and what is wrong with it."""
     from qsd_plugin.data.face_check import check_faces
@@ -141,6 +156,14 @@ def _add_face_commands(commands: Any) -> None:
     pairs.add_argument("file", metavar="OUT.bin")
     pairs.add_argument("--interleave", action="store_true", help="spread both kinds of pairs evenly over the folds")
     pairs.set_defaults(run=pairs2bin)
+
+    pack = commands.add_parser("pack-eval", parents=[crops], help="write an evaluation set as one record with manifest")
+    pack.add_argument("set", metavar="SET", help="tinyface, scface, ijbb or ijbc")
+    pack.add_argument("folder", metavar="DIR", help="the set as released; TinyFace and SCface as aligned crops")
+    pack.add_argument("file", metavar="OUT.rec", help=".idx and .manifest.npz are written beside it")
+    pack.add_argument("--landmarks", metavar="FILE", help="scface: list of stem and 4 or 5 points, to align by")
+    pack.add_argument("--quality", type=int, default=0, help="JPEG quality of crops aligned here; 0 (default): PNG")
+    pack.set_defaults(run=pack_eval)
 
     split = commands.add_parser("face-split", help="write lists of face images: people to train on, others to verify")
     split.add_argument("folder", metavar="DIR", help="<identity>/*.jpg")

@@ -30,9 +30,25 @@ def norm_crop(image: NDArray[np.uint8], points: ArrayLike, size: int = 112) -> N
         DataError: The image, the points or the size are not of this kind.
     """
     check_rgb(image)
-    matrix = similarity(_five(points), template(size))
-    crop: NDArray[np.uint8] = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
-    return crop
+    return _warp(image, similarity(_five(points), template(size)), size)
+
+
+def crop_by(image: NDArray[np.uint8], points: ArrayLike, size: int = 112) -> NDArray[np.uint8]:
+    """:func:`norm_crop`, also by four points, [4, 2]: both eyes, the nose and the middle of the mouth (SCface's lists).
+
+    Args:
+        image: RGB, uint8 [H, W, 3].
+        points: Landmarks in pixels.
+        size: Side of the crop in pixels.
+
+    Raises:
+        DataError: The image, the points or the size are not of this kind.
+    """
+    if np.shape(points) != (4, 2):
+        return norm_crop(image, points, size)
+    check_rgb(image)
+    five = template(size)
+    return _warp(image, similarity(points, np.stack([*five[:3], five[3:].mean(axis=0)])), size)
 
 
 def template(size: int) -> NDArray[np.float64]:
@@ -90,6 +106,11 @@ def five_points(points: ArrayLike) -> NDArray[np.float64]:
         raise DataError("Landmarks", value=f"shape {marks.shape}", expected="(68, 2)")
     eyes = [marks[[36, 39]].mean(axis=0), marks[[42, 45]].mean(axis=0)]
     return np.stack([*eyes, marks[30], marks[48], marks[54]])
+
+
+def _warp(image: NDArray[np.uint8], matrix: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    crop: NDArray[np.uint8] = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+    return crop
 
 
 def _five(points: ArrayLike) -> NDArray[np.float64]:

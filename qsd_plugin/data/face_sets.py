@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from qsd_plugin.core.errors import DataError
 from qsd_plugin.data.items import image_files
+from qsd_plugin.data.scface import check_unique
 
 _TINYFACE_PARTS = ("Probe", "Gallery_Match", "Gallery_Distractor")
-_DISTRACTOR = -100
+#: Identity of everybody who is no probe's identity.
+DISTRACTOR = -100
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Ijb:
     Attributes:
         paths: Loose crops [N].
         points: Landmarks [N, 5, 2] in pixels: left eye, right eye, nose, left and right mouth corner (image side).
+            ``None``: the crops are aligned.
         detector_score: [N].
         templates: Template of each image [N].
         medias: Medium of each image [N].
@@ -53,7 +56,7 @@ class Ijb:
     """
 
     paths: list[Path]
-    points: NDArray[np.float64]
+    points: NDArray[np.float64] | None
     detector_score: NDArray[np.float64]
     templates: NDArray[np.int64]
     medias: NDArray[np.int64]
@@ -67,10 +70,10 @@ def read_tinyface(folder: str | os.PathLike[str]) -> TinyFace:
     A file's identity is the number before the first ``_`` of its name.
 
     Raises:
-        DataError: A folder is missing or empty, or a name begins with no number.
+        DataError: A folder is missing or empty, a name begins with no number, or two images of one of the three folders
+            have one stem.
     """
-    root = Path(folder).expanduser()
-    root = root / "Testing_Set" if (root / "Testing_Set").is_dir() else root
+    root = tinyface_root(folder)
     parts = []
     for name in _TINYFACE_PARTS:
         found = image_files(root / name)
@@ -80,14 +83,21 @@ def read_tinyface(folder: str | os.PathLike[str]) -> TinyFace:
                 value=str(root / name),
                 expected=f"images in each of the folders {', '.join(_TINYFACE_PARTS)}",
             )
+        check_unique([(f"{name}/{path.stem}", path) for path in found], "TinyFace")
         parts.append(found)
     probe, mated, distractors = parts
-    identities = [_leading_number(path) for path in (*probe, *mated)] + [_DISTRACTOR] * len(distractors)
+    identities = [_leading_number(path) for path in (*probe, *mated)] + [DISTRACTOR] * len(distractors)
     return TinyFace([*probe, *mated, *distractors], np.array(identities), len(probe), len(mated))
 
 
-def read_ijb(folder: str | os.PathLike[str]) -> Ijb:
-    """Read ``loose_crop/`` and ``meta/{ijbb,ijbc}_*.txt`` in ``folder``.
+def tinyface_root(folder: str | os.PathLike[str]) -> Path:
+    """The folder that holds ``Probe`` and the galleries: ``folder`` or its ``Testing_Set``."""
+    root = Path(folder).expanduser()
+    return root / "Testing_Set" if (root / "Testing_Set").is_dir() else root
+
+
+def read_ijb(folder: str | os.PathLike[str], kind: str = "ijb[bc]") -> Ijb:
+    """Read ``loose_crop/`` and ``meta/{ijbb,ijbc}_*.txt`` in ``folder``; ``kind``: of one of both only.
 
     The lists are ``_name_5pts_score`` (name, ten coordinates, detector score), ``_face_tid_mid`` (name, template,
     medium) and ``_template_pair_label`` (template, template, 1 or 0), space separated.
@@ -96,13 +106,13 @@ def read_ijb(folder: str | os.PathLike[str]) -> Ijb:
         DataError: A list is missing, misformed, or names other images than the others.
     """
     root = Path(folder).expanduser()
-    names, values = _table(_list_file(root, "name_5pts_score"), 11, np.float64)
-    owned, owners = _table(_list_file(root, "face_tid_mid"), 2, np.int64)
+    names, values = _table(_list_file(root, kind, "name_5pts_score"), 11, np.float64)
+    owned, owners = _table(_list_file(root, kind, "face_tid_mid"), 2, np.int64)
     if names != owned:
         raise DataError(
             f"Lists of {root}", value="name_5pts_score and face_tid_mid differ", expected="the same images in one order"
         )
-    file = _list_file(root, "template_pair_label")
+    file = _list_file(root, kind, "template_pair_label")
     try:
         compared = np.loadtxt(file, dtype=np.int64, ndmin=2)
     except ValueError as error:
@@ -127,13 +137,14 @@ def _leading_number(path: Path) -> int:
     return int(found[1])
 
 
-def _list_file(root: Path, name: str) -> Path:
-    found = sorted((root / "meta").glob(f"ijb[bc]_{name}.txt"))
+def _list_file(root: Path, kind: str, name: str) -> Path:
+    found = sorted((root / "meta").glob(f"{kind}_{name}.txt"))
     if len(found) != 1:
+        kinds = " or ".join(f"{each}_{name}.txt" for each in ("ijbb", "ijbc") if kind in (each, "ijb[bc]"))
         raise DataError(
             "IJB list",
             value=[path.name for path in found],
-            expected=f"one file ijbb_{name}.txt or ijbc_{name}.txt in {root / 'meta'}",
+            expected=f"one file {kinds} in {root / 'meta'}",
         )
     return found[0]
 

@@ -8,26 +8,18 @@ Shapes: Q probes, G gallery images, X distractors, D embedding dimension, V prob
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 
 import numpy as np
 
 from qsd_plugin.core.errors import ConfigError, DataError
+from qsd_plugin.data.scface import scface_split
 from qsd_plugin.evaluation.arrays import Array, Labels, Matrix, to_features, to_numpy
 from qsd_plugin.evaluation.distances import BLOCK_BYTES, distance_blocks
 
 #: Ranks that are reported for TinyFace.
 RANKS = (1, 5, 20)
-
-#: SCface's distances in metres, by the number at the end of an image's name.
-SCFACE_METRES = {1: 4.2, 2: 2.6, 3: 1.0}
-
-_SCFACE_PROBE = re.compile(r"(?P<identity>\d+)_cam[1-5]_(?P<distance>[123])", re.ASCII)
-_SCFACE_MUGSHOT = re.compile(r"(?P<identity>\d+)_frontal", re.ASCII)
-_SCFACE_OTHER = re.compile(r"\d+_cam(6|7)_[123]|\d+_cam8", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -47,25 +39,6 @@ class IdentificationResult:
     rank: Array
     valid: Array
     num_gallery: int
-
-
-@dataclass(frozen=True)
-class SCfaceSplit:
-    """Roles of SCface's images, as indices into the list of names.
-
-    Attributes:
-        gallery: Frontal mug shots [G].
-        probe: Images of the visible-light cameras 1 to 5 [Q].
-        gallery_ids: Identities [G].
-        probe_ids: Identities [Q].
-        distance: 1 (4.2 m), 2 (2.6 m) or 3 (1.0 m) of each probe [Q].
-    """
-
-    gallery: Array
-    probe: Array
-    gallery_ids: Array
-    probe_ids: Array
-    distance: Array
 
 
 def closed_set(
@@ -150,42 +123,12 @@ def by_group(result: IdentificationResult, groups: Labels) -> dict[int, Identifi
     return parts
 
 
-def scface_split(names: Sequence[str]) -> SCfaceSplit:
-    """Roles by file name, as QGFace evaluates: all 130 subjects, no fine-tuning, infra-red cameras 6 to 8 left out.
-
-    Args:
-        names: Stems or paths: ``001_frontal`` (mug shot), ``001_cam1_3`` (camera 1, distance 3).
-
-    Raises:
-        DataError: A name that is none of SCface's, or no mug shots or no probes among them.
-    """
-    gallery, probe = [], []
-    for index, name in enumerate(names):
-        stem = PurePath(name).stem
-        if found := _SCFACE_MUGSHOT.fullmatch(stem):
-            gallery.append((index, int(found["identity"])))
-        elif found := _SCFACE_PROBE.fullmatch(stem):
-            probe.append((index, int(found["identity"]), int(found["distance"])))
-        elif not _SCFACE_OTHER.fullmatch(stem):
-            raise DataError(
-                "Name of an SCface image",
-                value=name,
-                expected="such as 001_frontal, 001_cam1_3, 001_cam6_2 or 001_cam8",
-            )
-    if not gallery or not probe:
-        raise DataError(
-            "SCface images", value=f"{len(gallery)} mug shots, {len(probe)} probes", expected="some of both kinds"
-        )
-    mugshots, probes = np.array(gallery), np.array(probe)
-    return SCfaceSplit(mugshots[:, 0], probes[:, 0], mugshots[:, 1], probes[:, 1], probes[:, 2])
-
-
 def scface(embeddings: Matrix, names: Sequence[str], *, ranks: Sequence[int] = (1,)) -> dict[int, IdentificationResult]:
     """Closed-set identification at SCface's three distances.
 
     Args:
         embeddings: Of all images, [N, D].
-        names: Their file names, N of them; see :func:`scface_split`.
+        names: Their file names, N of them; see :func:`~qsd_plugin.data.scface.scface_split`.
         ranks: Ranks to report.
 
     Returns:

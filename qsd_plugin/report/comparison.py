@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from qsd_plugin.report.aggregate import difference
+from qsd_plugin.report.conditions import MEAN
 from qsd_plugin.report.per_query import GROUPS
 
 _TITLES = {"rank1": "R1"}
@@ -29,6 +30,7 @@ def as_markdown(summary: Summary) -> str:
     if summary["methods"] and summary["controls"]:
         parts += [f"`{summary['methods'][0]}` minus each control, {summary['primary']}:", _controls_table(summary)]
     parts += [
+        *_conditions_of_images(summary),
         "**Verdict, by rule.** " + " ".join(verdict(summary)),
         f"Settings that differ from `{summary['reference']}`:",
     ]
@@ -110,9 +112,11 @@ def _conditions(summary: Summary) -> str:
 
 def _arm_table(summary: Summary) -> str:
     reference = summary["reference"]
+    # Results under many conditions have a table of their own; here are their means.
+    shown = [metric for metric in summary["metrics"] if "/" not in metric or metric.startswith(f"{MEAN}/")]
     rows = []
     for arm, row in summary["arms"].items():
-        means = [_mean(row["metrics"]["all"][metric]) for metric in summary["metrics"]]
+        means = [_mean(row["metrics"]["all"][metric]) for metric in shown]
         entry = difference(summary, arm, reference)
         found = entry["metrics"][summary["primary"]] if entry else None
         rows.append(
@@ -125,9 +129,26 @@ def _arm_table(summary: Summary) -> str:
                 f"{found['detectable']:.2f}" if found else "",
             ]
         )
-    titles = [_TITLES.get(metric, metric) for metric in summary["metrics"]]
+    titles = [_TITLES.get(metric, metric) for metric in shown]
     headers = ["arm", "runs", *titles, f"{summary['primary']} - {reference} [95 %]", "± seeds", "detectable"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def _conditions_of_images(summary: Summary) -> list[str]:
+    """Every result under its condition: the reference's mean, and the others' differences to it."""
+    reference = summary["reference"]
+    others = [arm for arm in summary["arms"] if arm != reference]
+    entries = [difference(summary, arm, reference) for arm in others]
+    rows = []
+    for metric in summary["metrics"]:
+        if "/" in metric and not metric.startswith(f"{MEAN}/"):
+            found = [_difference(entry["metrics"][metric]) if entry else "" for entry in entries]
+            rows.append([metric, _mean(summary["arms"][reference]["metrics"]["all"][metric]), *found])
+    if not rows:
+        return []
+    headers = ["images", f"{reference}", *(f"{arm} - {reference}" for arm in others)]
+    table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+    return [f"By quality of the images (`{MEAN}/` above is the mean over the degraded ones), [95 % interval]:", table]
 
 
 def _thirds_table(summary: Summary) -> str:

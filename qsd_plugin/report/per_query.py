@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qsd_plugin.report.stored_arrays import StoredArrays
+from qsd_plugin.core.stored_arrays import StoredArrays
 
 #: File of a run that holds its :class:`PerQuery`.
 FILE = "per_query.npz"

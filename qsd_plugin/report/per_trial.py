@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qsd_plugin.core.stored_arrays import StoredArrays
 from qsd_plugin.report import per_query
 from qsd_plugin.report.per_query import GROUPS, PerQuery, quality_groups
-from qsd_plugin.report.stored_arrays import StoredArrays
 
 #: File of a run that holds its :class:`PerTrial`.
 FILE = "per_trial.npz"

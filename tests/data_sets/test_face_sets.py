@@ -33,6 +33,12 @@ def test_tinyface_lists(tmp_path: Path) -> None:
     assert [path.name for path in data.paths] == ["12_1.jpg", "7_a.jpg", "12_2.jpg", "99.jpg"]
     assert data.identities.tolist() == [12, 7, 12, -100]
     assert (data.num_probe, data.num_mated) == (2, 1)
+    twin = tmp_path / "Probe" / "more" / "12_1.png"
+    twin.parent.mkdir()
+    twin.touch()
+    with pytest.raises(DataError, match=r"TinyFace: two images with the name Probe/12_1: got '.*12_1\.(jpg|png) and "):
+        read_tinyface(tmp_path)
+    twin.unlink()
     (tmp_path / "Gallery_Match" / "face.jpg").touch()
     with pytest.raises(DataError, match=r"Name of a TinyFace image: got '.*face\.jpg'; expected a number and _"):
         read_tinyface(tmp_path)

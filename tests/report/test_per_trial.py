@@ -92,6 +92,25 @@ def test_the_page_names_both_metrics_and_the_conditions(experiment: Experiment) 
     assert "Difference in accuracy to `mse`" in text
 
 
+def test_results_by_quality_of_the_images_have_a_table_of_their_own(experiment: Experiment) -> None:
+    names = np.array(["mixed/accuracy", "clean/accuracy", "lowres-0.1/one/accuracy"])
+    for block in experiment.blocks:
+        for arm, gains in (("mse", (0, 0, 0)), ("qud", (2.5, -1, 6))):
+            file = experiment.folder(*block) / arm / FILE
+            run = trials("pairs", "accuracy", np.arange(PAIRS, dtype=np.float64))
+            replace(run, values=run.values + np.array(gains), names=names).save(file)
+    page = as_markdown(summarise(experiment, reference="mse", draws=500))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    assert rows.count([]) < len(rows)
+    heads = [row for row in rows if row[:1] in (["arm"], ["images"])]
+    assert heads[0][:3] == ["arm", "runs", "mixed/accuracy"]  # the mean alone: there may be many conditions
+    assert "clean/accuracy" not in heads[0]
+    assert heads[-1] == ["images", "mse", "qud - mse"]
+    assert ["clean/accuracy", "29.50 ± 0.00", "-1.00 [-1.00, -1.00]"] in rows
+    assert ["lowres-0.1/one/accuracy", "29.50 ± 0.00", "+6.00 [+6.00, +6.00]"] in rows
+    assert "`qud` against `mse`: +2.50 [+2.50, +2.50] mixed/accuracy: a gain is shown." in page
+
+
 def test_no_thirds_where_a_test_set_has_no_quality() -> None:
     known = trials("probes", "rank-1", np.zeros(PROBES))
     unknown = replace(trials("pairs", "accuracy", np.zeros(PAIRS)), quality=np.full(PAIRS, np.nan))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qsd_plugin.hosts.fastreid.config_data import add_data_config
+from qsd_plugin.hosts.fastreid.config_mixed import add_mixed_config
 from qsd_plugin.hosts.fastreid.config_protocols import add_protocol_config
 from qsd_plugin.hosts.fastreid.config_qgface import add_qgface_head_config
 from qsd_plugin.hosts.fastreid.config_qud import add_qud_config
@@ -18,6 +19,7 @@ def add_all_config(cfg: Any) -> None:
         add_loss_config,
         add_data_config,
         add_protocol_config,
+        add_mixed_config,
         add_quality_config,
         add_sampler_config,
         add_qsd_config,

@@ -14,16 +14,29 @@ def add_protocol_config(cfg: Any) -> None:
     # Test set FacePairs: CSV file first,second,same[,identity][,quality] of 20 pairs or more, as tools/build_data.py
     # face-split writes it (pairs.csv). Quality: higher is better, any unit. Path.
     cfg.DATA.PAIRS = ""
+    # Each of the following also takes the .rec file that tools/build_data.py pack-eval makes of it once.
     # Test set TinyFace: folder with Probe, Gallery_Match and Gallery_Distractor, aligned crops. Path.
     cfg.DATA.TINYFACE = ""
     # Test set SCface: folder with aligned crops named 001_frontal, 001_cam1_1, ... Path.
     cfg.DATA.SCFACE = ""
     # Test set IJB: folder of IJB-B or IJB-C with loose_crop and meta, as InsightFace packs it. Path.
     cfg.DATA.IJB = ""
+    # Test sets IJBB and IJBC: the same, for runs that evaluate both; each takes its own set only. Paths.
+    cfg.DATA.IJBB = ""
+    cfg.DATA.IJBC = ""
+
+    # With TEST.FLIP.ENABLED, how the embeddings of a face and its mirror image become one: pre_norm_vector_add (their
+    # sum) | norm_weighted_avg (the same with the mean length) | average (of the unit ones) | concat (side by side).
+    cfg.TEST.FUSION = "pre_norm_vector_add"
+    # SCface: how many subjects, the first ones by number, the second result leaves out, as methods that fine-tune on
+    # them do. 50 leaves 80 of 130. >= 0; 0: no second result.
+    cfg.TEST.SCFACE = type(cfg)()
+    cfg.TEST.SCFACE.FINE_TUNING = 50
 
     # IJB 1:1. The third switch of the protocol, F, is the host's TEST.FLIP.ENABLED.
     cfg.TEST.IJB = node = type(cfg)()
-    # N: an image weighs as much as its embedding is long; False: embeddings are normalised before pooling.
+    # N, of the number that picks the best checkpoint; both are reported. True: an image weighs as much as its embedding
+    # is long, as with AdaFace; False: embeddings are normalised before pooling.
     node.NORM = True
     # D: an image also weighs its detector score.
     node.DETECTOR_SCORE = True

@@ -204,7 +204,7 @@ def _training_stage(name: str, run: Trained, data: str, keys: dict[str, Any], in
     keys = {
         **keys,
         "TEST.METRIC": plain.TEST.METRIC,
-        **({"DATASETS.TESTS": list(plain.DATASETS.TESTS)} if faces else {}),
+        **({"DATASETS.TESTS": list(plain.DATASETS.TESTS), **recipes.evaluation_keys(plain)} if faces else {}),
     }
     return Stage(name, work, keys=keys, inputs=[*inputs, *([given] if given else [])], data=data, outputs=outputs)
 

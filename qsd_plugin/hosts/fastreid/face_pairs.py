@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from qsd_plugin.hosts.fastreid.face_protocol import (
     FaceTest,
     ImageFiles,
     Score,
+    Sides,
     severity_of,
     thirds,
 )
@@ -53,10 +54,11 @@ class Pairs:
     identity: Sequence[str]
     quality: Array | None = None
 
-    def distances(self, features: torch.Tensor) -> Array:
-        """Squared Euclidean distance of the normalised embeddings of each pair, [P]."""
-        unit = normalised(features.numpy())
-        distances: Array = np.square(unit[self.rows[:, 0]] - unit[self.rows[:, 1]]).sum(axis=1)
+    def distances(self, first: torch.Tensor, second: torch.Tensor) -> Array:
+        """Squared Euclidean distance [P] of the normalised embeddings of each pair, of ``first`` and of ``second``."""
+        one = normalised(first.numpy())
+        other = one if second is first else normalised(second.numpy())
+        distances: Array = np.square(one[self.rows[:, 0]] - other[self.rows[:, 1]]).sum(axis=1)
         return distances
 
     def trials(self, correct: Array) -> PerTrial:
@@ -90,23 +92,31 @@ def verification_bin(cfg: Any) -> FaceTest:
             expected=".bin files of different names",
             remedy="""Such as: DATA.VERIFICATION "['lfw.bin', 'cfp_fp.bin']".""",
         )
+    return bin_files(paths)
+
+
+def bin_files(paths: Sequence[Path]) -> FaceTest:
+    """Ten-fold verification of each of these ``.bin`` files, which have different stems.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
     encoded: list[bytes] = []
     names: list[str] = []
     sets: list[Pairs] = []
     for path in paths:
         images, issame = load_bin(path)
-        rows = np.arange(len(images)).reshape(-1, 2)
+        rows = len(encoded) + np.arange(len(images)).reshape(-1, 2)
         of_pairs = [f"{path.stem} {number}" for number in range(len(issame))]
         sets.append(Pairs(path.stem, of_pairs, rows, issame, of_pairs))
         encoded += images
         names += [f"{path}, image {number}" for number in range(len(images))]
 
-    def score(features: torch.Tensor) -> Score:
+    def compare(first: torch.Tensor, second: torch.Tensor) -> Score:
         results: dict[str, VerificationResult] = {}
-        trials, start = [], 0
+        trials = []
         for pairs in sets:
-            distances = pairs.distances(features[start : start + pairs.rows.size])
-            start += pairs.rows.size
+            distances = pairs.distances(first, second)
             results[pairs.test] = result = verify_distances(distances, pairs.issame)
             trials.append(pairs.trials(correct_pairs(distances, pairs.issame, result)))
         accuracy = {name: 100 * result.accuracy for name, result in results.items()}
@@ -114,7 +124,8 @@ def verification_bin(cfg: Any) -> FaceTest:
         curves = {name: (result.fpr, result.tpr) for name, result in results.items()}
         return Score({**accuracy, "metric": mean}, results, curves, join(trials))
 
-    return FaceTest(names, EncodedImages(names, encoded), score, np.arange(len(names)).reshape(-1, 2))
+    rows = np.arange(len(names)).reshape(-1, 2)
+    return FaceTest.of_sides(names, EncodedImages(names, encoded), Sides(compare, rows[:, 0]), rows)
 
 
 def face_pairs(cfg: Any) -> FaceTest:
@@ -164,8 +175,8 @@ def synthetic_verification(cfg: Any) -> FaceTest:
 def _ten_fold(pairs: Pairs, paths: Sequence[str], *, quality_name: str, curve: str = "") -> FaceTest:
     """A test set of pairs in files, with the error-versus-discard curve where qualities are known."""
 
-    def score(features: torch.Tensor) -> Score:
-        distances = pairs.distances(features)
+    def compare(first: torch.Tensor, second: torch.Tensor) -> Score:
+        distances = pairs.distances(first, second)
         result = verify_distances(distances, pairs.issame, far_targets=(1e-1, 1e-2))
         correct = correct_pairs(distances, pairs.issame, result)
         numbers = {"accuracy": 100 * result.accuracy}
@@ -180,4 +191,12 @@ def _ten_fold(pairs: Pairs, paths: Sequence[str], *, quality_name: str, curve: s
         curves = {curve or pairs.test: (result.fpr, result.tpr)}
         return Score(numbers, details, curves, pairs.trials(correct))
 
-    return FaceTest(paths, ImageFiles(paths), score, pairs.rows, quality_name)
+    sides = Sides(compare, np.unique(pairs.rows[:, 0]))
+    return FaceTest.of_sides(paths, ImageFiles(paths), sides, pairs.rows, quality_name)
+
+
+PAIRS: dict[str, Callable[[Any], FaceTest]] = {
+    "VerificationBin": verification_bin,
+    "FacePairs": face_pairs,
+    "SyntheticFacesVerification": synthetic_verification,
+}

@@ -20,8 +20,8 @@ from qsd_plugin.evaluation.arrays import Array
 from qsd_plugin.report.per_query import GROUPS, quality_groups
 from qsd_plugin.report.per_trial import PerTrial
 
-#: Test sets whose :attr:`Score.trials` are known, so that experiments can compare models on them.
-WITH_TRIALS = frozenset({"FacePairs", "SyntheticFacesIdentification", "SyntheticFacesVerification", "VerificationBin"})
+#: Test sets without :attr:`Score.trials`: pairs of templates are not independent trials of one image or two.
+WITHOUT_TRIALS = frozenset({"IJB", "IJBB", "IJBC"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,24 @@ class Score:
     trials: PerTrial | None = None
 
 
+#: From embeddings of the first images of pairs or the probes, and of the second ones or the gallery: both [N, D], rows
+#: as the test set's images. Of each, only the rows of its side are read.
+Compare = Callable[[torch.Tensor, torch.Tensor], Score]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What a test set compares with what, for evaluations in which both sides are of different quality.
+
+    Args:
+        compare: The protocol.
+        first: Rows of the first images of pairs, or of the probes; ascending.
+    """
+
+    compare: Compare
+    first: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class FaceTest:
     """One test set.
@@ -51,6 +69,7 @@ class FaceTest:
         score: From the raw embeddings [N, D] of the images, in their order.
         trial_images: Rows of the images of each trial, [V, 1 or 2]; ``None`` where there are no trials.
         quality_name: What the quality of trials is, in words; empty where it is not known.
+        sides: ``None`` where images have no side (templates).
     """
 
     names: Sequence[str]
@@ -58,6 +77,19 @@ class FaceTest:
     score: Callable[[torch.Tensor], Score]
     trial_images: NDArray[np.int64] | None = None
     quality_name: str = ""
+    sides: Sides | None = None
+
+    @classmethod
+    def of_sides(
+        cls,
+        names: Sequence[str],
+        read: Callable[[int], Image.Image],
+        sides: Sides,
+        trial_images: NDArray[np.int64] | None,
+        quality_name: str = "",
+    ) -> FaceTest:
+        """A test set that scores one set of embeddings as it compares two: with itself."""
+        return cls(names, read, lambda one: sides.compare(one, one), trial_images, quality_name, sides)
 
     def trials(self, features: torch.Tensor) -> PerTrial:
         """What became of each trial, for comparisons of models; from the raw embeddings [N, D].
@@ -67,7 +99,7 @@ class FaceTest:
         """
         found = self.score(features).trials
         if found is None:
-            raise ConfigError("Face test set without results per trial", expected=", ".join(sorted(WITH_TRIALS)))
+            raise ConfigError("Face test set without results per trial", expected="one of pairs, or of probes")
         return found
 
 

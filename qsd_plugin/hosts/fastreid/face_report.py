@@ -16,10 +16,11 @@ from qsd_plugin.evaluation.results import to_json
 from qsd_plugin.hosts.fastreid import extract
 from qsd_plugin.hosts.fastreid.datasets import dataset_folder, training_set
 from qsd_plugin.hosts.fastreid.face_protocol import FaceTest, Score
-from qsd_plugin.hosts.fastreid.face_tests import TESTS
+from qsd_plugin.hosts.fastreid.face_tests import build_test, host_flips
 from qsd_plugin.hosts.fastreid.protocols import FaceImages
 from qsd_plugin.hosts.fastreid.report import environment
 from qsd_plugin.quality.labels import QualityLabels
+from qsd_plugin.report.conditions import arm_table, has_conditions
 from qsd_plugin.report.curve_pictures import draw_det
 from qsd_plugin.report.pictures import draw_label_histogram, draw_worst_and_best
 
@@ -39,7 +40,7 @@ def write_report(model_cfg: Any, cfg: Any, arms: dict[str, Path], label_files: S
     results: dict[str, Any] = {"note": "one seed, no claim", "seed": cfg.SEED, "environment": environment()}
     results["tests"] = {}
     for name in cfg.DATASETS.TESTS:
-        test = TESTS[name](cfg)
+        test = build_test(cfg, name)
         scores = {
             arm: evaluate(model_cfg, extract.load_model(model_cfg, checkpoint), test, title=f"Evaluating {arm}")
             for arm, checkpoint in arms.items()
@@ -63,17 +64,20 @@ def evaluate(cfg: Any, model: nn.Module, test: FaceTest, *, title: str) -> Score
     from fastreid.data.transforms import build_transforms
 
     images = FaceImages(test, build_transforms(cfg, is_train=False))
-    return test.score(extract.embed_images(cfg, model, images, title=title, mirrored=cfg.TEST.FLIP.ENABLED))
+    return test.score(extract.embed_images(cfg, model, images, title=title, mirrored=host_flips(cfg)))
 
 
 def as_table(results: dict[str, Any]) -> str:
     """Markdown text of ``results``: one table per test set, arms in rows."""
     parts = []
     for name, test in results["tests"].items():
+        about = f"{name}, {test['images']} images, {results['note']} (seed {results['seed']}), percent"
+        if has_conditions(next(iter(test["arms"].values()))):
+            parts.append(f"{about}\n\n{arm_table(test['arms'])}\n")
+            continue
         columns = [key for key in next(iter(test["arms"].values())) if key != "metric"]
         body = [[arm, *(f"{numbers[key]:.1f}" for key in columns)] for arm, numbers in test["arms"].items()]
         table = tabulate(body, headers=["arm", *columns], tablefmt="github", disable_numparse=True)
-        about = f"{name}, {test['images']} images, {results['note']} (seed {results['seed']}), percent"
         parts.append(f"{about}\n\n{table}\n")
     return "\n".join(parts)
 

@@ -1,147 +1,59 @@
-"""Face test sets: which images, and how their embeddings are scored by the protocols of ``qsd_plugin.evaluation``."""
+"""Every face test set by its name in ``DATASETS.TESTS``, and what the mirror images do to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+from PIL import Image, ImageOps
 
-from qsd_plugin.core.errors import ConfigError
-from qsd_plugin.data.face_sets import read_ijb, read_tinyface
-from qsd_plugin.data.items import existing_folder, image_files
-from qsd_plugin.data.synthetic.face_protocols import identification
-from qsd_plugin.evaluation.identification import SCFACE_METRES, closed_set, scface, scface_split
-from qsd_plugin.evaluation.templates import verify_templates
-from qsd_plugin.hosts.fastreid.datasets import synthetic_faces
-from qsd_plugin.hosts.fastreid.face_pairs import face_pairs, synthetic_verification, verification_bin
-from qsd_plugin.hosts.fastreid.face_protocol import (
-    SEVERITY,
-    AlignedFiles,
-    FaceTest,
-    ImageFiles,
-    Score,
-    severity_of,
-    thirds,
-)
-from qsd_plugin.report.per_trial import PerTrial
+from qsd_plugin.evaluation.fusion import FUSIONS, check_fusion, fuse
+from qsd_plugin.hosts.fastreid.face_identification import IDENTIFICATION
+from qsd_plugin.hosts.fastreid.face_mixed import MIXED
+from qsd_plugin.hosts.fastreid.face_pairs import PAIRS
+from qsd_plugin.hosts.fastreid.face_protocol import FaceTest, Score
+from qsd_plugin.hosts.fastreid.face_templates import TEMPLATES
+
+TESTS: dict[str, Callable[[Any], FaceTest]] = {**PAIRS, **IDENTIFICATION, **TEMPLATES, **MIXED}
 
 
-def tinyface(cfg: Any) -> FaceTest:
-    """``TinyFace``: closed-set identification among distractors, ranks 1, 5 and 20."""
-    data = read_tinyface(_folder(cfg, "TINYFACE"))
-    first, last = data.num_probe, data.num_probe + data.num_mated
+@dataclass(frozen=True)
+class WithMirrorImages:
+    """The images of a test set, and behind them the mirror image of each."""
 
-    def score(features: torch.Tensor) -> Score:
-        result = closed_set(
-            features[:first],
-            features[first:last],
-            data.identities[:first],
-            data.identities[first:last],
-            distractors=features[last:],
-            metric=cfg.TEST.METRIC,
-        )
-        rates = {f"Rank-{r}": 100 * rate for r, rate in result.rates.items()}
-        return Score({**rates, "metric": 100 * result.rates[1]}, {"TinyFace": result})
+    read: Callable[[int], Image.Image]
+    count: int
 
-    paths = [str(path) for path in data.paths]
-    return FaceTest(paths, ImageFiles(paths), score)
+    def __call__(self, index: int) -> Image.Image:
+        return ImageOps.mirror(self.read(index - self.count)) if index >= self.count else self.read(index)
 
 
-def scface_test(cfg: Any) -> FaceTest:
-    """``SCface``: rank 1 at each of the three distances, mug shots as gallery."""
-    files = image_files(existing_folder(_folder(cfg, "SCFACE"), "DATA.SCFACE"))
-    names = [path.name for path in files]
-    split = scface_split(names)
-    used = sorted([*split.gallery.tolist(), *split.probe.tolist()])
-    kept = [names[index] for index in used]
+def build_test(cfg: Any, name: str) -> FaceTest:
+    """A test set, with its mirror images as images of its own where ``TEST.FUSION`` needs both embeddings.
+
+    Args:
+        cfg: The host's config.
+        name: One of :data:`TESTS`.
+
+    Raises:
+        QSDPluginError: The set or the fusion cannot be used.
+    """
+    rule = cfg.TEST.FUSION
+    check_fusion(rule)
+    test = TESTS[name](cfg)
+    if not cfg.TEST.FLIP.ENABLED or host_flips(cfg):
+        return test
+    count = len(test.names)
 
     def score(features: torch.Tensor) -> Score:
-        results = scface(features, kept)
-        rank_1 = {f"d{d} ({SCFACE_METRES[d]} m)": 100 * result.rates[1] for d, result in results.items()}
-        return Score({**rank_1, "metric": sum(rank_1.values()) / len(rank_1)}, {"SCface": results})
+        return test.score(torch.from_numpy(fuse(features[:count], features[count:], rule)))
 
-    paths = [str(files[index]) for index in used]
-    return FaceTest(paths, ImageFiles(paths), score)
+    names = [*test.names, *(f"{each}, mirrored" for each in test.names)]
+    return FaceTest(names, WithMirrorImages(test.read, count), score, test.trial_images, test.quality_name)
 
 
-def ijb(cfg: Any) -> FaceTest:
-    """``IJB``: 1:1 verification of IJB-B or IJB-C; crops are aligned to 112x112 by their landmarks."""
-    data = read_ijb(_folder(cfg, "IJB"))
-    options = cfg.TEST.IJB
-
-    def score(features: torch.Tensor) -> Score:
-        # The host's flip test has averaged both embeddings, which pooling to length 1 cannot tell from their sum.
-        result = verify_templates(
-            features,
-            data.templates,
-            data.medias,
-            data.pairs,
-            data.genuine,
-            detector_score=data.detector_score,
-            use_norm=options.NORM,
-            use_detector_score=options.DETECTOR_SCORE,
-            use_flip=False,
-            rule=options.RULE,
-        )
-        switches = f"{result.switches[:-1]}{cfg.TEST.FLIP.ENABLED:d}"
-        tar = {
-            f"TAR@FAR={target:.0e}": 100 * rate
-            for target, rate in zip(result.far_targets.tolist(), result.tar.tolist(), strict=True)
-        }
-        details = {"result": result, "switches": switches}
-        return Score({**tar, "metric": tar["TAR@FAR=1e-04"]}, details, {switches: (result.roc.far, result.roc.tar)})
-
-    paths = [str(path) for path in data.paths]
-    return FaceTest(paths, AlignedFiles(paths, data.points), score)
-
-
-def synthetic_identification(cfg: Any) -> FaceTest:
-    """``SyntheticFacesIdentification``: the built-in faces among distractors, rank 1 also by thirds of the probes."""
-    spec, folder = synthetic_faces(cfg)
-    data = identification(spec)
-    first, last = data.num_probe, data.num_probe + data.num_mated
-    quality = -severity_of(folder, data.paths[:first])
-
-    def score(features: torch.Tensor) -> Score:
-        result = closed_set(
-            features[:first],
-            features[first:last],
-            data.identities[:first],
-            data.identities[first:last],
-            distractors=features[last:] if last < len(features) else None,
-            metric=cfg.TEST.METRIC,
-        )
-        rates = {f"Rank-{r}": 100 * rate for r, rate in result.rates.items()}
-        found = result.rank == 1
-        numbers = {**rates, **thirds(found, quality), "metric": rates["Rank-1"]}
-        trials = PerTrial(
-            query=np.array(data.paths[:first]),
-            test=np.full(first, "SyntheticFacesIdentification"),
-            identity=np.array([f"{who:05d}" for who in data.identities[:first].tolist()]),
-            quality=quality,
-            values=100.0 * found[:, None],
-            names=np.array(["rank-1"]),
-        )
-        return Score(numbers, {"SyntheticFaces": result}, trials=trials)
-
-    paths = [str(folder / name) for name in data.paths]
-    return FaceTest(paths, ImageFiles(paths), score, np.arange(first)[:, None], SEVERITY)
-
-
-TESTS: dict[str, Callable[[Any], FaceTest]] = {
-    "VerificationBin": verification_bin,
-    "FacePairs": face_pairs,
-    "TinyFace": tinyface,
-    "SCface": scface_test,
-    "IJB": ijb,
-    "SyntheticFacesVerification": synthetic_verification,
-    "SyntheticFacesIdentification": synthetic_identification,
-}
-
-
-def _folder(cfg: Any, key: str) -> str:
-    if not cfg.DATA[key]:
-        raise ConfigError(f"DATA.{key}", value="", expected="the test set's folder", remedy=f"Add DATA.{key} PATH.")
-    return str(cfg.DATA[key])
+def host_flips(cfg: Any) -> bool:
+    """Whether the host adds the embedding of the mirror image: it averages, half of ``pre_norm_vector_add``."""
+    return bool(cfg.TEST.FLIP.ENABLED) and FUSIONS[0] == cfg.TEST.FUSION

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.hosts.fastreid import extract, face_tests
-from qsd_plugin.hosts.fastreid.face_protocol import WITH_TRIALS
+from qsd_plugin.hosts.fastreid.face_protocol import WITHOUT_TRIALS
 from qsd_plugin.hosts.fastreid.protocols import FaceImages
 from qsd_plugin.report.per_trial import PerTrial, join
 
@@ -29,12 +29,13 @@ def check(name: str) -> None:
     Raises:
         ConfigError: It is one of those.
     """
-    if name not in WITH_TRIALS:
+    known = sorted(set(face_tests.TESTS) - WITHOUT_TRIALS)
+    if name not in known:
         raise ConfigError(
             "DATASETS.TESTS of an experiment",
             value=name,
-            expected=f"one of {', '.join(sorted(WITH_TRIALS))}, or a person re-identification set",
-            remedy=did_you_mean(name, sorted(WITH_TRIALS)),
+            expected=f"one of {', '.join(known)}, or a person re-identification set",
+            remedy=did_you_mean(name, known),
         )
 
 
@@ -57,9 +58,9 @@ def evaluate(cfg: Any, checkpoint: Path, folder: Path, *, teacher: Path | None, 
     embeddings: dict[str, Any] = {}
     qualities: dict[str, None] = {}
     for name in cfg.DATASETS.TESTS:
-        test = face_tests.TESTS[name](cfg)
+        test = face_tests.build_test(cfg, name)
         images = FaceImages(test, build_transforms(cfg, is_train=False))
-        features = extract.embed_images(cfg, model, images, title=title, mirrored=cfg.TEST.FLIP.ENABLED)
+        features = extract.embed_images(cfg, model, images, title=title, mirrored=face_tests.host_flips(cfg))
         theirs = features if teacher == folder else None if teacher is None else _kept(teacher, name)
         trials = test.trials(features)
         if theirs is not None and theirs.shape == features.shape and test.trial_images is not None:

@@ -4,7 +4,8 @@ The host starts children by ``multiprocessing.spawn``, which imports the host in
 run, and only knows NCCL. Here every child runs the user's script again through :mod:`qsd_plugin.run`, in an environment
 such as torchrun makes; the same call of ``launch()`` then joins the process group (gloo without CUDA) and runs
 ``main_func``.
-A script started by torchrun itself joins in the same way.
+A script started by torchrun, or by anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, joins in the
+same way.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from qsd_plugin.hosts.fastreid import processes
 
 #: Set for the children of a ``launch()``: which call of the script they are for, counted from 1.
 LAUNCHED_VARIABLE = "QSD_PLUGIN_LAUNCHED"
+
+#: What describes a process group, as torchrun sets it.
+GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _logger = logging.getLogger("fastreid.qsd_plugin")
 _calls = 0  # of launch() with several processes, in this process
@@ -51,8 +55,9 @@ def launch(
         SystemExit: A child failed (its exit code), or this is a child and its work is done.
     """
     global _calls
-    if LAUNCHED_VARIABLE not in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
-        _run_in_group(main_func, args)
+    if LAUNCHED_VARIABLE not in os.environ and all(name in os.environ for name in GROUP_VARIABLES):
+        _check_group(num_gpus_per_machine, num_machines)
+        _run_in_group(main_func, args, local_size=num_gpus_per_machine)
         return
     if num_machines * num_gpus_per_machine == 1:
         main_func(*args)
@@ -62,19 +67,43 @@ def launch(
         _start_children(num_gpus_per_machine, num_machines, machine_rank, dist_url)
     elif int(os.environ[LAUNCHED_VARIABLE]) == _calls:
         processes.exit_with_parent()
-        _run_in_group(main_func, args)
+        _run_in_group(main_func, args, local_size=num_gpus_per_machine)
         # What the script does after launch() is the parent's business, as it is with the host's spawned children.
         raise SystemExit(0)
 
 
-def _run_in_group(main_func: Callable[..., Any], args: Sequence[Any]) -> None:
-    """Join the process group that the environment describes, run ``main_func``, leave the group."""
+def _check_group(num_processes: int, num_machines: int) -> None:
+    """Refuse a command line that asks for other processes than the environment has started.
+
+    Raises:
+        HostError: It does.
+    """
+    asked, started = num_processes * num_machines, int(os.environ["WORLD_SIZE"])
+    if "TORCHELASTIC_RUN_ID" in os.environ or asked in (1, started):
+        return  # one is the default of the command line: torchrun has been told the number instead
+    raise HostError(
+        "Processes of the training (--num-gpus times --num-machines)",
+        value=asked,
+        expected=f"{started}, as WORLD_SIZE in the environment says, or the options left out",
+        remedy=f"If nothing has started these processes, unset {', '.join(GROUP_VARIABLES)}.",
+    )
+
+
+def _run_in_group(main_func: Callable[..., Any], args: Sequence[Any], *, local_size: int) -> None:
+    """Join the process group that the environment describes, run ``main_func``, leave the group.
+
+    Args:
+        main_func: The script's main function.
+        args: Its arguments.
+        local_size: Processes per machine where ``LOCAL_WORLD_SIZE`` does not say.
+    """
     import torch
     import torch.distributed as dist
     from fastreid.utils import comm
 
     world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-    local_size, local_rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", local_size))
+    local_rank = int(os.environ.get("LOCAL_RANK", rank % local_size))
     if world_size == 1:
         main_func(*args)
         return

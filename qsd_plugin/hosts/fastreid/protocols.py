@@ -1,9 +1,10 @@
 """Face protocols by ``DATASETS.TESTS``: the host embeds the images, :mod:`qsd_plugin.evaluation` scores.
 
-``VerificationBin`` and ``FacePairs`` (ten-fold verification), ``IJB`` (1:1 templates), ``TinyFace`` (closed-set
-identification), ``SCface`` (the same at three distances), and both kinds on built-in faces
-(``SyntheticFacesVerification``, ``SyntheticFacesIdentification``), also with ``--eval-only``. ``TEST.FLIP.ENABLED``
-adds the embedding of the mirror image, as published face results do.
+``VerificationBin`` and ``FacePairs`` (ten-fold verification), ``IJB``, ``IJBB`` and ``IJBC`` (1:1 templates),
+``TinyFace`` (closed-set identification), ``SCface`` (the same at three distances), and both kinds on built-in faces
+(``SyntheticFacesVerification``, ``SyntheticFacesIdentification``), also with ``--eval-only``. All but templates exist
+with degraded images, too: ``SyntheticFacesMixed``, ``VerificationBinMixed``, ..., and ``CRLFW``. ``TEST.FLIP.ENABLED``
+adds the embedding of the mirror image, as published face results do; ``TEST.FUSION`` says how.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from torch.utils.data import Dataset
 from qsd_plugin.core.errors import DataError
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.evaluation.results import to_json
-from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace
+from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace, together
 from qsd_plugin.hosts.fastreid.face_protocol import FaceTest
-from qsd_plugin.hosts.fastreid.face_tests import TESTS
+from qsd_plugin.hosts.fastreid.face_tests import TESTS, build_test, host_flips
+from qsd_plugin.report.conditions import condition_table, has_conditions
 from qsd_plugin.report.curve_pictures import draw_det
 
 logger = logging.getLogger("fastreid.qsd_plugin.protocols")
@@ -54,11 +56,14 @@ class ProtocolEvaluator(DatasetEvaluator):  # type: ignore[misc]
     Args:
         name: Of the test set.
         test: What is evaluated.
-        folder: ``<name>.json`` with all curves, and ``<name>_det.png`` are written here.
+        folder: ``<name>.json`` with all curves, and ``<name>_det.png`` are written here; of test sets with several
+            conditions also ``<name>.md``, the table.
+        host_flips: Whether the host may add the embeddings of mirror images.
     """
 
-    def __init__(self, name: str, test: FaceTest, folder: Path) -> None:
+    def __init__(self, name: str, test: FaceTest, folder: Path, *, host_flips: bool = True) -> None:
         self._name, self._test, self._folder = name, test, folder
+        self.host_flips = host_flips
         self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def reset(self) -> None:
@@ -94,6 +99,10 @@ class ProtocolEvaluator(DatasetEvaluator):  # type: ignore[misc]
         write_atomically(self._folder / f"{self._name}.json", json.dumps(to_json(score.details), indent=1).encode())
         if score.curves:
             draw_det(score.curves, self._folder / f"{self._name}_det.png")
+        if has_conditions(score.numbers):
+            table = condition_table(score.numbers)
+            write_atomically(self._folder / f"{self._name}.md", f"{table}\n".encode())
+            logger.info("%s, percent:\n%s", self._name, table)
         logger.info("%s: curves and all numbers are in %s", self._name, self._folder)
         return OrderedDict(score.numbers)
 
@@ -108,17 +117,26 @@ def build(cfg: Any, name: str, output_dir: str | None = None) -> tuple[Any, Prot
     """
     from fastreid.data import build as host_data
 
-    test = TESTS[name](cfg)
+    test = build_test(cfg, name)
     transforms = host_data.build_transforms(cfg, is_train=False)
     loader, _ = host_data.build_reid_test_loader(cfg, test_set=FaceImages(test, transforms), transforms=transforms)
-    flip = "with" if cfg.TEST.FLIP.ENABLED else "without"
-    logger.info("%s: %d images, %s mirror images (TEST.FLIP.ENABLED)", name, len(test.names), flip)
-    return loader, ProtocolEvaluator(name, test, Path(output_dir or Path(cfg.OUTPUT_DIR, "evaluation")))
+    flip = f"with mirror images, {cfg.TEST.FUSION}" if cfg.TEST.FLIP.ENABLED else "without mirror images"
+    logger.info("%s: %d images, %s (TEST.FLIP.ENABLED)", name, len(test.names), flip)
+    folder = Path(output_dir or Path(cfg.OUTPUT_DIR, "evaluation"))
+    return loader, ProtocolEvaluator(name, test, folder, host_flips=host_flips(cfg))
 
 
 def install() -> Undo:
     """Let every ``DefaultTrainer`` evaluate the names of :data:`TESTS`."""
+    import fastreid.engine.defaults
     from fastreid.engine.defaults import DefaultTrainer
+
+    host_inference = fastreid.engine.defaults.inference_on_dataset
+
+    @functools.wraps(host_inference)
+    def inference_on_dataset(model: Any, data_loader: Any, evaluator: Any, flip_test: bool = False) -> Any:
+        # The host averages embeddings before an evaluator sees them; other fusions need both.
+        return host_inference(model, data_loader, evaluator, flip_test and getattr(evaluator, "host_flips", True))
 
     host_build = DefaultTrainer.build_evaluator.__func__
 
@@ -128,4 +146,7 @@ def install() -> Undo:
             return build(cfg, dataset_name, output_dir)
         return host_build(cls, cfg, dataset_name, output_dir)
 
-    return replace(DefaultTrainer, "build_evaluator", classmethod(build_evaluator))
+    return together(
+        replace(DefaultTrainer, "build_evaluator", classmethod(build_evaluator)),
+        replace(fastreid.engine.defaults, "inference_on_dataset", inference_on_dataset),
+    )

@@ -21,6 +21,8 @@ from qsd_plugin.core.stages import Stage
 from qsd_plugin.hosts.fastreid import deploy, deployed, extract, face_report, face_tests, report, samplers
 from qsd_plugin.hosts.fastreid.compose import base_architecture, in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, stored_sizes, test_set, training_set
+from qsd_plugin.hosts.fastreid.face_mixed import MIXED
+from qsd_plugin.hosts.fastreid.face_tests import host_flips
 from qsd_plugin.hosts.fastreid.folds import check_folds
 from qsd_plugin.hosts.fastreid.labelling import make_fold_labels, make_labels
 from qsd_plugin.hosts.fastreid.quality import label_files
@@ -33,6 +35,10 @@ _INDIFFERENT = (
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",
     "TEST.",
+    "EVALUATION.",
+    "DATA.CRLFW",
+    "DATA.IJBB",
+    "DATA.IJBC",
     "DATALOADER.NUM_WORKERS",
     "SOLVER.CHECKPOINT_PERIOD",
     "RECIPE.",
@@ -156,10 +162,17 @@ def report_stage(cfg: Any, baseline: Any, arms: dict[str, Path], *, name: str = 
     return Stage(
         name,
         lambda folder, resume: write(baseline, cfg, arms, label_files(cfg), folder),
-        keys={"TEST.METRIC": cfg.TEST.METRIC, "DATASETS.TESTS": list(cfg.DATASETS.TESTS)},
+        keys={"TEST.METRIC": cfg.TEST.METRIC, "DATASETS.TESTS": list(cfg.DATASETS.TESTS), **evaluation_keys(cfg)},
         inputs=list(arms.values()),
         outputs=["results.json", "results.md"],
     )
+
+
+def evaluation_keys(cfg: Any) -> dict[str, Any]:
+    """Settings that change what face test sets of ``cfg`` measure and nothing else; none of sets that have none."""
+    mixed = any(name in MIXED for name in cfg.DATASETS.TESTS)
+    keys = {key: value for key, value in flatten(cfg).items() if mixed and key.startswith("EVALUATION.")}
+    return keys if host_flips(cfg) or not cfg.TEST.FLIP.ENABLED else {**keys, "TEST.FUSION": cfg.TEST.FUSION}
 
 
 def fold_stages(cfg: Any, root: Path, arguments: Any, items: Mapping[str, list[Item]]) -> list[Stage]:
@@ -208,7 +221,7 @@ def check_final_stage(cfg: Any, *, faces: bool = False) -> None:
         )
     for name in cfg.DATASETS.TESTS:
         if name in face_tests.TESTS:
-            face_tests.TESTS[name](cfg)
+            face_tests.build_test(cfg, name)
         else:
             test_set(cfg, name)
     check_model(cfg)

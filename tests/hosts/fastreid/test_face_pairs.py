@@ -19,7 +19,7 @@ from qsd_plugin.data.face_split import split_faces
 from qsd_plugin.data.verification_bin import bin_from_pairs
 from qsd_plugin.evaluation.verification import verify_pairs
 from qsd_plugin.hosts.fastreid import datasets
-from qsd_plugin.hosts.fastreid.face_protocol import WITH_TRIALS, FaceTest, Score
+from qsd_plugin.hosts.fastreid.face_protocol import WITHOUT_TRIALS, FaceTest, Score
 from qsd_plugin.hosts.fastreid.face_tests import TESTS
 
 SIZES = ((42, 48), (23, 28))  # as the real grey sets, four times smaller
@@ -187,10 +187,9 @@ def test_trials_of_verification_bins(root: Path, tmp_path: Path) -> None:
 
 def test_other_protocols_have_no_trials() -> None:
     test = FaceTest([], lambda index: Image.new("RGB", (1, 1)), lambda features: Score({}, {}))
-    with pytest.raises(ConfigError, match=r"without results per trial; expected FacePairs, SyntheticFacesIdent"):
+    with pytest.raises(ConfigError, match=r"without results per trial; expected one of pairs, or of probes"):
         test.trials(torch.zeros(0, 1))
-    assert set(TESTS) - WITH_TRIALS == {"TinyFace", "SCface", "IJB"}
-    assert set(TESTS) >= WITH_TRIALS
+    assert set(TESTS) >= WITHOUT_TRIALS == {"IJB", "IJBB", "IJBC"}
 
 
 def test_lists_that_cannot_be_verified(root: Path, tmp_path: Path) -> None:

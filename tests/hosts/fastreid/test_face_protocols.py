@@ -12,57 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from face_toy import IJB_SIZE, embed, evaluate, face, write, write_ijb
 from PIL import Image
 from toy import toy_cfg, use_market, write_market
 
 from qsd_plugin.core.errors import ConfigError, DataError
-from qsd_plugin.evaluation.arrays import Array
 from qsd_plugin.evaluation.identification import closed_set, scface
 from qsd_plugin.evaluation.templates import verify_templates
 from qsd_plugin.evaluation.verification import verify_pairs
 from qsd_plugin.hosts import fastreid as host
 
 host.activate()
-
-SIZE = 16
-IJB_SIZE = 112
-
-
-class Pooled(torch.nn.Module):
-    """Embeds an image as 4 x 4 mean colours, around the middle grey; a mirror image has another embedding."""
-
-    def forward(self, batch: dict[str, Any]) -> torch.Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(batch["images"] - 127.5, 4).flatten(1)
-
-
-def face(identity: int, seed: int, size: int = SIZE) -> Image.Image:
-    shape = (size // 4, size // 4, 3)
-    look = np.random.default_rng(identity).integers(0, 256, shape)
-    noisy = look + np.random.default_rng(seed + 1000).normal(0, 90, shape)
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
-
-
-def embed(images: list[Image.Image], *, flip: bool) -> Array:
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).float().permute(0, 3, 1, 2)
-    model = Pooled()
-    return (model({"images": pixels}) + (model({"images": pixels.flip(3)}) if flip else 0)).numpy()
-
-
-def write(folder: Path, names: list[str], identities: list[int], size: int = SIZE) -> list[Image.Image]:
-    folder.mkdir(parents=True)
-    images = [face(identity, seed, size) for seed, identity in enumerate(identities)]
-    for name, image in zip(names, images, strict=True):
-        image.save(folder / name)
-    return images
-
-
-def evaluate(folder: Path, name: str, **options: Any) -> dict[str, float]:
-    from fastreid.engine import DefaultTrainer
-
-    size = options.pop("size", SIZE)
-    cfg = toy_cfg(folder / "out", **{"DATASETS.TESTS": (name,), "INPUT.SIZE_TEST": [size, size], **options})
-    results = DefaultTrainer.test(cfg, Pooled())
-    return dict(results)
 
 
 def png(image: Image.Image) -> bytes:
@@ -112,50 +72,36 @@ def test_tinyface(tmp_path: Path) -> None:
 
 def test_ijb(tmp_path: Path) -> None:
     align = pytest.importorskip("qsd_plugin.data.align", reason="alignment is not there yet")
-    random = np.random.default_rng(5)
-    names = [f"{number}.png" for number in range(40)]
-    identities = random.integers(0, 6, 40)
-    templates, medias, detected = (
-        identities * 2 + random.integers(0, 2, 40),
-        random.integers(0, 3, 40),
-        random.random(40),
-    )
-    images = write(tmp_path / "ijb" / "loose_crop", names, identities.tolist(), IJB_SIZE)
-    points = align.template(IJB_SIZE) + random.normal(0, 4, (40, 5, 2)).round(3)
-    known = np.unique(templates)
-    pairs = np.array([(a, b) for a in known for b in known if a < b])
-    genuine = pairs[:, 0] // 2 == pairs[:, 1] // 2
-    meta = tmp_path / "ijb" / "meta"
-    meta.mkdir()
-    landmarks = [" ".join(map(str, (n, *p.ravel(), d))) for n, p, d in zip(names, points, detected, strict=True)]
-    (meta / "ijbb_name_5pts_score.txt").write_text("\n".join(landmarks))
-    owners = zip(names, templates, medias, strict=True)
-    (meta / "ijbb_face_tid_mid.txt").write_text("\n".join(" ".join(map(str, row)) for row in owners))
-    compared = np.column_stack((pairs, genuine))
-    np.savetxt(meta / "ijbb_template_pair_label.txt", compared, fmt="%d")
+    ijb = write_ijb(tmp_path / "ijb")
+    images, points, detected = ijb.images, ijb.points, ijb.detected
+    templates, medias, pairs, genuine = ijb.templates, ijb.medias, ijb.pairs, ijb.genuine
 
     options = {"DATA.IJB": str(tmp_path / "ijb"), "TEST.FLIP.ENABLED": True, "TEST.IJB.NORM": False}
     found = evaluate(tmp_path, "IJB", size=IJB_SIZE, **options)
     aligned = map(align.norm_crop, map(np.asarray, images), points)
     crops = [Image.fromarray(crop) for crop in aligned]
-    result = verify_templates(
-        embed(crops, flip=False),
-        templates,
-        medias,
-        pairs,
-        genuine,
-        flipped=embed([crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in crops], flip=False),
-        detector_score=detected,
-        use_norm=False,
-    )
-    assert list(found) == [f"TAR@FAR=1e-0{power}" for power in (6, 5, 4, 3, 2, 1)] + ["metric"]
-    assert list(found.values())[:6] == pytest.approx((100 * result.tar).tolist())
-    assert found["metric"] == found["TAR@FAR=1e-04"] < 100
+    rates = [f"TAR@FAR=1e-0{power}" for power in (6, 5, 4, 3, 2, 1)]
+    weightings = {"norm-weighted (as AdaFace)": True, "unit": False}
+    assert list(found) == [f"{rate} {name}" for name in weightings for rate in rates] + ["metric"]
     kept = json.loads((tmp_path / "out" / "evaluation" / "IJB.json").read_text())
-    assert kept["switches"] == "N0 D1 F1"
-    assert kept["result"]["roc"]["tar"] == pytest.approx(result.roc.tar.tolist())
-    assert kept["result"]["roc"]["threshold"][0] is None
-    assert kept["result"]["roc"]["threshold"][1:] == pytest.approx(result.roc.threshold[1:].tolist())
+    for name, use_norm in weightings.items():
+        result = verify_templates(
+            embed(crops, flip=False),
+            templates,
+            medias,
+            pairs,
+            genuine,
+            flipped=embed([crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in crops], flip=False),
+            detector_score=detected,
+            use_norm=use_norm,
+        )
+        assert [found[f"{rate} {name}"] for rate in rates] == pytest.approx((100 * result.tar).tolist())
+        assert kept[name]["switches"] == f"N{use_norm:d} D1 F1"
+        roc = kept[name]["result"]["roc"]
+        assert roc["tar"] == pytest.approx(result.roc.tar.tolist())
+        assert roc["threshold"][0] is None
+        assert roc["threshold"][1:] == pytest.approx(result.roc.threshold[1:].tolist())
+    assert found["metric"] == found["TAR@FAR=1e-04 unit"] < 100
 
 
 def test_eval_only_on_scface(tmp_path: Path) -> None:
@@ -250,7 +196,7 @@ def test_other_names_stay_the_host_s(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ("VerificationBin", {}, r"DATA.VERIFICATION: got \[\]; expected .bin files"),
         ("VerificationBin", {"DATA.VERIFICATION": ["a/lfw.bin", "b/lfw.bin"]}, "of different names"),
-        ("TinyFace", {}, r"DATA.TINYFACE: got ''; expected the test set's folder\. Add DATA.TINYFACE PATH"),
+        ("TinyFace", {}, r"DATA.TINYFACE: got ''; expected the test set's folder or \.rec file\. Add DATA.TINYFACE P"),
         ("SCface", {}, "DATA.SCFACE: got ''"),
         ("IJB", {}, "DATA.IJB: got ''"),
     ],

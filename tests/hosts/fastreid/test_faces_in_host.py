@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from face_toy import SPEC, tiny_faces_keys
 from PIL import Image
 from toy import toy_cfg
 
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.data.face_records import folder_to_records
-from qsd_plugin.data.synthetic import SyntheticFaces, load_face_truth
+from qsd_plugin.data.synthetic import load_face_truth
 from qsd_plugin.data.synthetic.face_protocols import identification, verification
 from qsd_plugin.data.verification_bin import bin_from_pairs
 from qsd_plugin.evaluation.identification import closed_set
@@ -28,15 +29,6 @@ from qsd_plugin.quality.labels import QualityLabels
 host.activate()
 
 ROOT = Path(__file__).parents[3]
-TINY = {
-    "NUM_TRAIN_IDENTITIES": 8,
-    "NUM_TEST_IDENTITIES": 16,
-    "NUM_DISTRACTORS": 4,
-    "IMAGES_PER_IDENTITY": 4,
-    "NUM_PAIRS": 100,
-    "SIZE": 48,
-}
-SPEC = SyntheticFaces(**{key.lower(): value for key, value in TINY.items()})
 #: One step of eight images per stage, with a network of a few thousand parameters.
 FEW_STEPS: dict[str, Any] = {
     "MODEL.BACKBONE.WIDTH": 0.0625,
@@ -67,10 +59,6 @@ def faces(cache: Path) -> Path:
     return next(cache.iterdir())
 
 
-def keys(cache: Path) -> dict[str, Any]:
-    return {"DATA.CACHE": str(cache), **{f"DATA.FACES.{key}": value for key, value in TINY.items()}}
-
-
 class Pooled(torch.nn.Module):
     """Embeds an image as 4 x 4 mean colours around the middle grey."""
 
@@ -86,7 +74,7 @@ def embed(faces: Path, names: list[str]) -> torch.Tensor:
 def evaluate(folder: Path, cache: Path, name: str) -> dict[str, float]:
     from fastreid.engine import DefaultTrainer
 
-    cfg = toy_cfg(folder / "out", **{"DATASETS.TESTS": (name,), "INPUT.SIZE_TEST": [48, 48], **keys(cache)})
+    cfg = toy_cfg(folder / "out", **{"DATASETS.TESTS": (name,), "INPUT.SIZE_TEST": [48, 48], **tiny_faces_keys(cache)})
     return dict(DefaultTrainer.test(cfg, Pooled()))
 
 
@@ -95,7 +83,7 @@ def test_items_are_the_training_part_and_keys_name_them(cache: Path, faces: Path
     from qsd_plugin.quality.keys import label_key
 
     made = (faces / "meta.json").stat().st_mtime_ns
-    cfg = toy_cfg(tmp_path / "out", **keys(cache))
+    cfg = toy_cfg(tmp_path / "out", **tiny_faces_keys(cache))
     data_set, items = datasets.training_set(cfg, "SyntheticFaces")
     assert [item[0] for item in items] == [str(faces / s.path) for s in SPEC.samples() if s.folder == "train"]
     assert {item[1] for item in items} == {f"syntheticfaces_{number:05d}" for number in range(1, 9)}
@@ -167,7 +155,7 @@ def test_identification_among_distractors(cache: Path, faces: Path, tmp_path: Pa
 def test_trials_of_built_in_faces_are_the_score_in_parts(
     cache: Path, faces: Path, tmp_path: Path, name: str, metric: str, number: str
 ) -> None:
-    test = TESTS[name](toy_cfg(tmp_path / "out", **keys(cache)))
+    test = TESTS[name](toy_cfg(tmp_path / "out", **tiny_faces_keys(cache)))
     features = embed(faces, [str(Path(path).relative_to(faces)) for path in test.names])
     score, trials = test.score(features), test.trials(features)
     assert trials.metric_names == (metric,)
@@ -202,7 +190,7 @@ def test_labels_are_compared_with_the_true_severity_of_faces(cache: Path, faces:
     score = 100 * (1 - truth.severity[train])
     names = tuple(f"SyntheticFaces/{truth.paths[row]}" for row in train)
     QualityLabels(score, score, 0 * score, names, {"dataset": "SyntheticFaces"}).save(tmp_path / "oracle.npz")
-    cfg = toy_cfg(tmp_path / "out", **{"DATASETS.NAMES": ("SyntheticFaces",), **keys(cache)})
+    cfg = toy_cfg(tmp_path / "out", **{"DATASETS.NAMES": ("SyntheticFaces",), **tiny_faces_keys(cache)})
     _, found = compare_files(cfg, [tmp_path / "oracle.npz"], severity=True)
     assert next(iter(found["truth"].values()))["direction"]["agreement"] == 1.0
 
@@ -219,7 +207,7 @@ def demo(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``faces_demo.yml``: two steps per training stage."""
     output = tmp_path_factory.mktemp("runs") / "faces"
     with pytest.MonkeyPatch.context() as patch:
-        train("faces_demo.yml", patch, **FEW_STEPS, **keys(cache), OUTPUT_DIR=output)
+        train("faces_demo.yml", patch, **FEW_STEPS, **tiny_faces_keys(cache), OUTPUT_DIR=output)
     return output
 
 
@@ -291,6 +279,6 @@ def test_recipes_take_one_kind_of_test_set(cache: Path, tmp_path: Path) -> None:
     from qsd_plugin.hosts.fastreid import recipes
 
     names = ("SyntheticFacesVerification", "SyntheticPedestrians")
-    cfg = toy_cfg(tmp_path / "out", **{"DATASETS.TESTS": names, **keys(cache)})
+    cfg = toy_cfg(tmp_path / "out", **{"DATASETS.TESTS": names, **tiny_faces_keys(cache)})
     with pytest.raises(ConfigError, match=r"DATASETS.TESTS of a recipe: .*expected either face test sets or person"):
         recipes.check_final_stage(cfg, faces=True)

@@ -227,6 +227,25 @@ def test_s09_torchrun_with_two_machines_joins_one_group(tmp_path: Path) -> None:
     assert results == [["hello", [0, 1, 2, 3], rank % 2, 2] for rank in range(4)]
 
 
+@pytest.mark.parametrize(("processes_asked", "machines", "started"), [(2, 1, 4), (2, 2, 2)])
+def test_s09_other_processes_than_the_environment_started_are_refused(
+    monkeypatch: pytest.MonkeyPatch, processes_asked: int, machines: int, started: int
+) -> None:
+    for name, value in {"RANK": 0, "WORLD_SIZE": started, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    message = rf"got {processes_asked * machines}; expected {started}, as WORLD_SIZE .*unset RANK, WORLD_SIZE, MASTER"
+    with pytest.raises(HostError, match=message):
+        launching.launch(lambda: None, processes_asked, num_machines=machines)
+
+
+def test_s09_a_described_group_of_one_just_calls_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    called: list[int] = []
+    launching.launch(lambda: called.append(1), 1)
+    assert called == [1]
+
+
 def test_s09_one_process_just_calls_main() -> None:
     from fastreid.engine import launch
 
@@ -247,7 +266,7 @@ def test_s09_a_child_runs_only_the_call_it_was_started_for(monkeypatch: pytest.M
     monkeypatch.setenv(launching.LAUNCHED_VARIABLE, "2")
     monkeypatch.setattr(launching, "_calls", 0)
     monkeypatch.setattr(processes, "exit_with_parent", lambda: None)
-    monkeypatch.setattr(launching, "_run_in_group", lambda main, args: main())
+    monkeypatch.setattr(launching, "_run_in_group", lambda main, args, local_size: main())
     launching.launch(lambda: ran.append("first"), 2)
     with pytest.raises(SystemExit) as caught:
         launching.launch(lambda: ran.append("second"), 2)

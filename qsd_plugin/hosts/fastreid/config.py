@@ -6,6 +6,8 @@ from typing import Any
 
 from qsd_plugin.hosts.fastreid.config_data import add_data_config
 from qsd_plugin.hosts.fastreid.config_protocols import add_protocol_config
+from qsd_plugin.hosts.fastreid.config_qgface import add_qgface_head_config
+from qsd_plugin.hosts.fastreid.config_qgface_contrast import add_qgface_contrast_config
 from qsd_plugin.hosts.fastreid.config_qgface_views import add_qgface_views_config
 from qsd_plugin.hosts.fastreid.config_qud import add_qud_config
 from qsd_plugin.hosts.fastreid.config_qud_cache import add_qud_cache_config
@@ -25,7 +27,9 @@ def add_all_config(cfg: Any) -> None:
         add_recipe_config,
         add_face_config,
         add_qud_cache_config,
+        add_qgface_head_config,
         add_qgface_views_config,
+        add_qgface_contrast_config,
     ):
         add(cfg)
 

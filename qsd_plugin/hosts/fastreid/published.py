@@ -184,6 +184,7 @@ def _logits(cfg: Any, model: nn.Module, items: list[Item]) -> torch.Tensor:
     """Logits without margin and scale, [N, C]."""
     features = embed(cfg, model, items, title="Classifying training images")
     weight = model.get_parameter(CLASSIFIER).detach().cpu()
-    if cfg.MODEL.HEADS.CLS_LAYER == "Linear":
+    head: Any = model.get_submodule(CLASSIFIER.partition(".")[0])
+    if type(head.cls_layer).__name__ == "Linear":
         return F.linear(features, weight)
     return F.linear(F.normalize(features), F.normalize(weight)) * float(cfg.MODEL.HEADS.SCALE)

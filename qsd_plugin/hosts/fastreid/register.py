@@ -17,6 +17,7 @@ from qsd_plugin.hosts.fastreid import (
     loaders,
     margins,
     protocols,
+    quality_margin_heads,
     refresh,
     safety,
     sampler_state,
@@ -52,6 +53,7 @@ def register_all() -> None:
     margins.register_margins()
     sharded_head.install()
     sharded_checkpoints.install()
+    quality_margin_heads.install()
     datasets.register_datasets()
     loaders.install()
     safety.install()

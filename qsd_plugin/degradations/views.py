@@ -254,9 +254,7 @@ def check_rescaling(sides: Sequence[float], filters: Sequence[str], jpeg_quality
             remedy=did_you_mean(str(unknown[0]), known) if unknown else "",
         )
     if not 0 <= jpeg_quality <= 100:
-        raise ConfigError(
-            "JPEG quality of a degraded view", value=jpeg_quality, expected="1 to 100, or 0 for no JPEG"
-        )
+        raise ConfigError("JPEG quality of a degraded view", value=jpeg_quality, expected="1 to 100, or 0 for no JPEG")
 
 
 def check_view(params: object) -> None:

@@ -60,7 +60,9 @@ class ComposedArchitecture:
         base = _lookup(f"{node(self.__name__)}.BASE", base_name)
         base_class = base._build_class(cfg, chain) if isinstance(base, ComposedArchitecture) else base
         if not isinstance(base_class, type):
-            raise ConfigError(f"{node(self.__name__)}.BASE", value=base_name, expected="a meta-architecture that is a class")
+            raise ConfigError(
+                f"{node(self.__name__)}.BASE", value=base_name, expected="a meta-architecture that is a class"
+            )
         return type(f"{self.__name__}{base_class.__name__}", (self.mixin, base_class), {"__module__": __name__})
 
 

@@ -20,7 +20,7 @@ def add_qgface_contrast_config(cfg: Any) -> None:
     # positive no gradient comes back) | code_default (their program's defaults: both views are anchors, and learn).
     cfg.QGFACE.PROFILE = "figure"
     cfg.QGFACE.CONTRAST = node = type(cfg)()
-    # Factor of loss_qgface (lambda). 0 computes and logs it without training on it. >= 0; a third party's account says 1.
+    # Factor of loss_qgface (lambda). 0 computes and logs it without training on it. >= 0; 1 in a third party's account.
     node.WEIGHT = 1.0
     # Pairs of lower quality (b) are contrasted. 0 to 1; 0: all pairs. -1: QGFACE.THRESHOLD.
     node.THRESHOLD = -1.0

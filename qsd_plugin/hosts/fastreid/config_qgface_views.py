@@ -29,7 +29,7 @@ def add_qgface_views_config(cfg: Any) -> None:
     node.FILTERS = ["pillow_bicubic", "pillow_bilinear", "pillow_nearest", "pillow_box", "pillow_lanczos"]
     # DEGRADED qgface only. Quality of the JPEG at the small size. 1 to 100; 0: no JPEG.
     node.JPEG_QUALITY = 75
-    # DEGRADED qgface only. Probability of a random crop (area 0.8 to 1), enlarged again. 0 to 1; the paper's is unknown.
+    # DEGRADED qgface only. Probability of a random crop (area 0.8 to 1), enlarged again. 0 to 1; theirs is unknown.
     node.CROP_PROB = 0.2
     # DEGRADED qgface only. Probability of changed brightness, contrast and saturation (factors 0.8 to 1.2). 0 to 1.
     node.PHOTOMETRIC_PROB = 0.2

@@ -287,8 +287,9 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
         transforms = transforms or build.build_transforms(rest, is_train=True)
         if seeded and varying_steps(transforms):
             views = dataclasses.replace(views or PairViews(seed, rank()), seeded=True)
-        options = {"partners": partners, "views": views, "features": features, "training_views": made}
-        train_set = TrainSet(items, transforms, seed=seed, **options)
+        train_set = TrainSet(
+            items, transforms, seed=seed, partners=partners, views=views, features=features, training_views=made
+        )
         with names_explained(cfg):
             loader = host_build(cfg, train_set=train_set, sampler=sampler, transforms=transforms)
         if partners or views is not None or made is not None:

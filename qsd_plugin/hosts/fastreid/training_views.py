@@ -136,8 +136,8 @@ def check_config(cfg: Any) -> None:
             value=views.OUTPUT_ORDER,
             expected="rgb: fast-reid evaluates and deploys with RGB images, and a network trained on another order "
             "would be scored on swapped channels",
-            remedy="For JPEG and jitter as in the authors' program set QGFACE.VIEWS.COLOUR_ORDER bgr. Weights that were "
-            "trained on BGR are to be converted, with the input channels of their first kernel swapped.",
+            remedy="For JPEG and jitter as in the authors' program set QGFACE.VIEWS.COLOUR_ORDER bgr. Of weights that "
+            "were trained on BGR swap the input channels of the first kernel.",
         )
     if not wants_views(cfg):
         return

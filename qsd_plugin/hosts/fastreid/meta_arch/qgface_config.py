@@ -60,8 +60,7 @@ class Schedule:
 
     def weight_at(self, epoch: int) -> float:
         """Lambda in an epoch, from 0."""
-        span = {"start_epoch": self.start_epoch, "stop_epoch": self.stop_epoch}
-        return contrast_weight_at(epoch, weight=self.weight, **span)
+        return contrast_weight_at(epoch, weight=self.weight, start_epoch=self.start_epoch, stop_epoch=self.stop_epoch)
 
     def thresholds_at(self, epoch: int) -> tuple[float, float]:
         """b of the contrastive and of the classification branch in an epoch."""
@@ -103,10 +102,12 @@ def check_config(cfg: Any) -> None:
         )
     if not options.WEIGHT >= 0:
         raise ConfigError("QGFACE.CONTRAST.WEIGHT", value=options.WEIGHT, expected="a number >= 0")
-    if options.THRESHOLD != -1 and not 0 <= options.THRESHOLD <= 1:
-        raise ConfigError(
-            "QGFACE.CONTRAST.THRESHOLD", value=options.THRESHOLD, expected="a number in [0, 1], or -1: QGFACE.THRESHOLD"
-        )
+    for key, value, otherwise in (
+        ("THRESHOLD", cfg.QGFACE.THRESHOLD, ""),
+        ("CONTRAST.THRESHOLD", options.THRESHOLD, ", or -1: QGFACE.THRESHOLD"),
+    ):
+        if not 0 <= value <= 1 and not (otherwise and value == -1):
+            raise ConfigError(f"QGFACE.{key}", value=value, expected=f"a number in [0, 1]{otherwise}")
     if not 0 <= options.KEY_MOMENTUM <= 1:
         raise ConfigError("QGFACE.CONTRAST.KEY_MOMENTUM", value=options.KEY_MOMENTUM, expected="a number in [0, 1]")
     _check_chain(cfg)
@@ -168,10 +169,11 @@ def build_schedule(cfg: Any) -> Schedule:
 
 def _check_queue(cfg: Any) -> None:
     views, images, ranks = views_per_image(cfg), cfg.SOLVER.IMS_PER_BATCH, world_size()
-    if cfg.QGFACE.CONTRAST.QUEUE_SIZE < views * images:
+    size = cfg.QGFACE.CONTRAST.QUEUE_SIZE
+    if size < views * images:
         raise ConfigError(
             "QGFACE.CONTRAST.QUEUE_SIZE",
-            value=cfg.QGFACE.CONTRAST.QUEUE_SIZE,
+            value=size,
             expected=f"at least {views * images} = {views} views x {images // ranks} images x {ranks} ranks, what one "
             "step puts in",
             remedy="Make the queue larger or SOLVER.IMS_PER_BATCH smaller.",

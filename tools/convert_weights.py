@@ -5,7 +5,8 @@
         --output agw.pth [--check-accuracy 5] [KEY VALUE ...]
 
 --from names where the file comes from: agw, qsd (the methods' authors), fastreid-zoo, arcface (backbones of
-InsightFace's arcface_torch) or qud (QUD's teachers and students). The config names the network it is for; a backbone
+InsightFace's arcface_torch), qud (QUD's teachers and students), adaface or qgface (IR networks with their heads; they
+see BGR, and are turned round to see RGB). The config names the network it is for; a backbone
 must be filled exactly. Nothing in the file is run: of a pickled module the tensors are kept, and nothing else. What
 fits and what does not is printed. With the training set at hand a classifier can be checked (--check-accuracy) and its
 classes brought into fast-reid's order (--match-classes); a run on other identities does without (--drop-classifier).

@@ -9,10 +9,13 @@ Sources:
         (``build_mobilefacenet_backbone``), as a bare state dict or in its training checkpoints.
     ``qud``: backbones of QUD's teachers and students: IResNets, named as arcface_torch's, and a MobileFaceNet of its
         own. Its ``transface-b`` and ``shufflemixfacenet`` are not built here and thus not converted.
+    ``adaface``, ``qgface``: IR networks (``build_ir_backbone``) with the head that trained them, from the authors'
+        training checkpoints, or without it. They see BGR; the first layer is turned round, so that ours see RGB.
 """
 
 from __future__ import annotations
 
+import functools
 import pickle
 import re
 import warnings
@@ -27,6 +30,7 @@ from torch import Tensor
 from qsd_plugin.core.errors import CheckpointError, ConfigError, did_you_mean
 from qsd_plugin.core.inert_pickle import Inert, StoredTensor, read_inert
 from qsd_plugin.export.face_weights import describe_network, is_arcface, is_qud
+from qsd_plugin.export.ir_weights import PREFIXES, is_ir, read_ir
 
 #: fast-reid's name of the classifier, [num_classes, D].
 CLASSIFIER = "heads.weight"
@@ -211,6 +215,11 @@ def _from_faces(weights: Mapping[str, Tensor]) -> Converted:
     return Converted(renamed, sources, FACE_PIXELS, FACE_PIXELS, notes, network)
 
 
+def _from_ir(source: str, weights: Mapping[str, Tensor]) -> Converted:
+    file = read_ir(weights, source)
+    return Converted(file.weights, file.sources, FACE_PIXELS, FACE_PIXELS, file.notes, file.network)
+
+
 def _from_agw(weights: Mapping[str, Tensor]) -> Converted:
     renamed = _rename(weights, _AGW_NAMES)
     notes = [
@@ -268,6 +277,7 @@ SOURCES: Mapping[str, Callable[[Mapping[str, Tensor]], Converted]] = {
     "fastreid-zoo": _from_zoo,
     "arcface": _from_faces,
     "qud": _from_faces,
+    **{source: functools.partial(_from_ir, source) for source in PREFIXES},
 }
 
 
@@ -279,13 +289,22 @@ def _is_zoo(weights: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("backbone.") for name in weights) and any(name.startswith("heads.") for name in weights)
 
 
-_SIGNATURES = {"agw": _is_agw, "qsd": _is_agw, "fastreid-zoo": _is_zoo, "arcface": is_arcface, "qud": is_qud}
+_SIGNATURES: Mapping[str, Callable[[Mapping[str, Tensor]], bool]] = {
+    "agw": _is_agw,
+    "qsd": _is_agw,
+    "fastreid-zoo": _is_zoo,
+    "arcface": is_arcface,
+    "qud": is_qud,
+    **{source: functools.partial(is_ir, source=source) for source in PREFIXES},
+}
 _EXAMPLES = {
     "agw": "base.conv1.weight and bottleneck.weight",
     "qsd": "base.conv1.weight and bottleneck.weight",
     "fastreid-zoo": "backbone.conv1.weight and heads.bottleneck.0.weight",
     "arcface": "layer1.0.prelu.weight or conv_sep.layers.0.weight",
     "qud": "layer1.0.prelu.weight or conv_6_sep.conv.weight",
+    "adaface": "model.input_layer.0.weight and head.kernel",
+    "qgface": "backbone.input_layer.0.weight and head.kernel",
 }
 
 

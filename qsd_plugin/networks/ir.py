@@ -114,6 +114,7 @@ class IR(nn.Module):
     ) -> None:
         super().__init__()
         self.input_size = height_width(input_size)
+        self.units = tuple(units)
         channels = base_channels(width)
         last = 8 * channels
         rows, columns = grid(self.input_size)

@@ -202,8 +202,8 @@ def add_face_config(cfg: Any) -> None:
     """Keys of the face backbones, of the margins that have three numbers, and of the sharded head."""
     if "WIDTH" in cfg.MODEL.BACKBONE:
         return
-    # build_iresnet_backbone and build_mobilefacenet_backbone: factor on all channels but those of the embedding
-    # (FEAT_DIM). 1.0: the published network. Above 0, up to 8.
+    # build_iresnet_backbone, build_ir_backbone, build_mobilefacenet_backbone: factor on all channels but those of the
+    # embedding (FEAT_DIM). 1.0: the published network. Above 0, up to 8.
     cfg.MODEL.BACKBONE.WIDTH = 1.0
     # CLS_LAYER CombinedMarginStraightThrough and CombinedMarginExact: m1 (factor on the angle, > 0), m2 (added to it,
     # radians, >= 0) and m3 (taken from the cosine, >= 0) of ArcFace's Equation 4. The others read MARGIN.

@@ -2,6 +2,7 @@
 
 Their last layers, a linear layer over the whole map and a batch norm, are the embedding, so the head must neither pool
 nor add a neck: ``configs/Base-Face.yml`` holds the settings. Keys below ``backbone.`` are those of the published files.
+All see RGB images.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ConfigError
+from qsd_plugin.export.ir_weights import IR_DEPTHS, is_ir
 from qsd_plugin.export.weights import convert, fit, read_weights, require_complete
 from qsd_plugin.hosts.fastreid.compat.backbones import explained
 from qsd_plugin.networks.face_shapes import base_channels
+from qsd_plugin.networks.ir import IR, IR_UNITS
 from qsd_plugin.networks.iresnet import IRESNET_BLOCKS, IResNet
 from qsd_plugin.networks.mobilefacenet import MobileFaceNet
 from qsd_plugin.networks.mobilefacenet_qud import MobileFaceNetQUD
@@ -25,6 +28,14 @@ _PREFIX = "backbone."
 
 class IResNetBackbone(IResNet):
     """IResNet that returns [B, D, 1, 1], as the host's heads expect."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, 3, H, W] to [B, D, 1, 1]."""
+        return super().forward(x)[..., None, None]
+
+
+class IRBackbone(IR):
+    """AdaFace's and QGFace's IR that returns [B, D, 1, 1]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] to [B, D, 1, 1]."""
@@ -55,11 +66,11 @@ _MOBILE: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def register_face_backbones() -> None:
-    """Add ``build_iresnet_backbone`` and ``build_mobilefacenet_backbone`` to the host's registry."""
+    """Add ``build_iresnet_backbone``, ``build_ir_backbone`` and ``build_mobilefacenet_backbone`` to the host's."""
     from fastreid.modeling.backbones.build import BACKBONE_REGISTRY
 
-    for builder in (build_iresnet_backbone, build_mobilefacenet_backbone):
-        BACKBONE_REGISTRY.register(explained(builder))
+    for builder in (build_iresnet_backbone, build_ir_backbone, build_mobilefacenet_backbone):
+        BACKBONE_REGISTRY.register(explained(builder, reads_files=True))
 
 
 def build_iresnet_backbone(cfg: Any) -> nn.Module:
@@ -76,6 +87,21 @@ def build_iresnet_backbone(cfg: Any) -> nn.Module:
     depths = {f"{depth}x": blocks for depth, blocks in IRESNET_BLOCKS.items()}
     blocks = depths[_depth(cfg, depths)]
     return _finish(cfg, IResNetBackbone(blocks, dropout=cfg.MODEL.BACKBONE.DROP_RATIO, **_sizes(cfg)), "arcface")
+
+
+def build_ir_backbone(cfg: Any) -> nn.Module:
+    """IR, the network of AdaFace and QGFace, of ``MODEL.BACKBONE.DEPTH`` 18x, 34x, 50x, 100x or se_50x.
+
+    Reads the keys of :func:`build_iresnet_backbone`. ``PRETRAIN_PATH`` takes a file of the authors, whose network sees
+    BGR; it is turned round to see RGB. Their networks were trained with ``DROP_RATIO`` 0.4.
+
+    Raises:
+        ConfigError: Names the key.
+        CheckpointError: The pretrained file is of another network.
+    """
+    name = IR_DEPTHS[_depth(cfg, IR_DEPTHS)]
+    sizes = {**_sizes(cfg), "dropout": cfg.MODEL.BACKBONE.DROP_RATIO, "excite": name == "ir_se_50"}
+    return _finish(cfg, IRBackbone(IR_UNITS[name], **sizes), "adaface")
 
 
 def build_mobilefacenet_backbone(cfg: Any) -> nn.Module:
@@ -135,11 +161,16 @@ def _load(network: nn.Module, path: str, source: str) -> None:
             "MODEL.BACKBONE.PRETRAIN_PATH",
             value=path,
             expected="a file of face weights, because MODEL.BACKBONE.PRETRAIN is True and none can be downloaded",
-            remedy="Name a backbone file of arcface_torch or QUD, or set MODEL.BACKBONE.PRETRAIN False.",
+            remedy="Name a backbone file of arcface_torch or QUD (build_ir_backbone: of AdaFace or QGFace), or set "
+            "MODEL.BACKBONE.PRETRAIN False.",
         )
     title = f"MODEL.BACKBONE.PRETRAIN_PATH {path}"
-    converted = convert(read_weights(Path(path)).tensors, source, title=title)
-    result = fit(converted.weights, {f"{_PREFIX}{name}": tensor for name, tensor in network.state_dict().items()})
+    tensors = read_weights(Path(path)).tensors
+    if source == "adaface" and is_ir(tensors, "qgface"):
+        source = "qgface"
+    converted = convert(tensors, source, title=title)
+    weights = {name: tensor for name, tensor in converted.weights.items() if name.startswith(_PREFIX)}
+    result = fit(weights, {f"{_PREFIX}{name}": tensor for name, tensor in network.state_dict().items()})
     require_complete(result, title, converted.network)
-    matched = {name.removeprefix(_PREFIX): converted.weights[name] for name in result.matched}
+    matched = {name.removeprefix(_PREFIX): weights[name] for name in result.matched}
     network.load_state_dict(matched, strict=False)  # all but counters of batches, which old files lack

@@ -14,6 +14,7 @@ from torch import nn
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError
 from qsd_plugin.core.streams import numpy_stream
+from qsd_plugin.export.ir_weights import STATISTICS
 from qsd_plugin.export.weights import CLASSIFIER, Converted, Fit, convert, fit, read_weights, require_complete
 from qsd_plugin.hosts.fastreid.compat.checkpoints import require_same_architecture
 from qsd_plugin.hosts.fastreid.datasets import Item, training_set
@@ -80,6 +81,10 @@ def convert_for(cfg: Any, path: Path, source: str, *, keep_classifier: bool = Tr
     cfg.MODEL.HEADS.NUM_CLASSES = len(converted.weights.get(CLASSIFIER, ()))
     model: nn.Module = build_model(cfg)
     own = model.state_dict()
+    weights = {
+        name: value for name, value in converted.weights.items() if name in own or not name.startswith(STATISTICS)
+    }
+    converted = replace(converted, weights=weights)
     result = fit(converted.weights, own)
     if converted.network:
         require_complete(result, str(path), converted.network)

@@ -106,7 +106,7 @@ class AdaFaceHead(EmbeddingHead):  # type: ignore[misc]
         super().__init__(**arguments)
         if norm_from == "neck_out" and arguments["with_bnneck"]:
             _warn_of_norms_behind_the_neck()
-        self._normalised = bool(arguments["with_bnneck"]) and norm_from == "neck_in"
+        self._before_norm = bool(arguments["with_bnneck"]) and norm_from == "neck_in"
         self._reduced = arguments["embedding_dim"] > 0
         self._h, self.reduction = h, reduction
         self.cls_layer = AdaptiveMargin(
@@ -166,7 +166,7 @@ class AdaFaceHead(EmbeddingHead):  # type: ignore[misc]
         neck = self.bottleneck(pooled)
         embedding = neck[..., 0, 0]
         targets = self._checked_targets(targets)
-        judged = self._neck_input(pooled) if self._normalised else embedding.detach()
+        judged = self._neck_input(pooled.detach()) if self._before_norm else embedding.detach()
         with torch.autocast(embedding.device.type, enabled=False):
             unit, norm = unit_and_norm(embedding)[0], unit_and_norm(judged)[1]
             if torch.is_grad_enabled():
@@ -186,10 +186,9 @@ class AdaFaceHead(EmbeddingHead):  # type: ignore[misc]
         }
         return outputs | ({ACTIVE: ~self._low(scaler)} if self.reduction == "active" else {})
 
-    @torch.no_grad()
     def _neck_input(self, pooled: Tensor) -> Tensor:
         """What the batch norm of the neck gets, [B, D]; past the modules, whose hooks are to see one pass only."""
-        return (F.conv2d(pooled, self.bottleneck[0].weight) if self._reduced else pooled)[..., 0, 0]
+        return (F.conv2d(pooled, self.bottleneck[0].weight.detach()) if self._reduced else pooled)[..., 0, 0]
 
     def _checked_targets(self, targets: Tensor | None) -> Tensor:
         classes = len(self.weight)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from qsd_plugin.core.errors import ConfigError
+from qsd_plugin.networks.ir import IR
 from qsd_plugin.networks.iresnet import IResNet
 from qsd_plugin.networks.mobilefacenet import MobileFaceNet
 from qsd_plugin.networks.mobilefacenet_qud import MobileFaceNetQUD
@@ -128,6 +130,8 @@ def _face_stages(backbone: Any) -> list[str]:
     """The last map of each resolution; of the smallest the one that the embedding is computed from."""
     if isinstance(backbone, IResNet):
         return ["layer1", "layer2", "layer3", "layer4"]
+    if isinstance(backbone, IR):
+        return [f"body.{end - 1}" for end in accumulate(backbone.units)]
     if isinstance(backbone, MobileFaceNet):
         return ["layers.1", "layers.3", "layers.5", "conv_sep"]
     return ["conv2_dw", "conv_3", "conv_4", "conv_6_sep"] if isinstance(backbone, MobileFaceNetQUD) else []

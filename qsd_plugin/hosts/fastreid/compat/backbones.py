@@ -54,14 +54,19 @@ def _explain_missing_weights() -> Undo:
     return undo
 
 
-def explained(builder: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A backbone builder whose failures over pretrained weights and ``DEPTH`` say what to do."""
+def explained(builder: Callable[[Any], Any], *, reads_files: bool = False) -> Callable[[Any], Any]:
+    """A backbone builder whose failures over pretrained weights and ``DEPTH`` say what to do.
+
+    Args:
+        builder: Config to backbone.
+        reads_files: It reads ``PRETRAIN_PATH`` in its own safe way and refuses what does not fit.
+    """
 
     @functools.wraps(builder)
     def build(cfg: Any) -> Any:
         options = cfg.MODEL.BACKBONE
         try:
-            if not options.PRETRAIN:
+            if not options.PRETRAIN or reads_files:
                 return builder(cfg)
             if options.PRETRAIN_PATH:
                 return _build_from_file(builder, cfg, Path(options.PRETRAIN_PATH))

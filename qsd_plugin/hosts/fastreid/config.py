@@ -180,7 +180,8 @@ def add_recipe_config(cfg: Any) -> None:
         return
     cfg.RECIPE = node = type(cfg)()
     # "" (train this config only) | qsd (baseline -> labels -> qsd) | qud (teacher -> student; the teacher is trained
-    # where KD.MODEL_CONFIG names its config and KD.MODEL_WEIGHTS no checkpoint).
+    # where KD.MODEL_CONFIG names its config and KD.MODEL_WEIGHTS no checkpoint) | qgface (this config in a stage of its
+    # own; the arms of an experiment then share none).
     node.NAME = ""
     # True: also the control, the same fine-tuning from the same baseline without QSD.
     node.CONTROL = False

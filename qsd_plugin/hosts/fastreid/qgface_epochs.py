@@ -39,8 +39,13 @@ class QGFaceHook(HookBase):  # type: ignore[misc]
         """Thresholds, weight and queue of the epoch."""
         self._model.start_qgface_epoch(self.trainer.epoch)
 
-    def after_epoch(self) -> None:
-        """Write the shares of all ranks, and warn if there is little to do."""
+    def after_step(self) -> None:
+        """Behind the last step of an epoch, write the shares of all ranks, and warn if there is little to do.
+
+        Not behind the epoch: the host has by then written the training's last figures and takes no more.
+        """
+        if (self.trainer.iter + 1) % self.trainer.iters_per_epoch:
+            return
         shares = shares_of_all_ranks(self._model)
         if not shares:
             return

@@ -358,6 +358,8 @@ def _without(cfg: Any, more: Sequence[str]) -> dict[str, Any]:
 
 def reads_qgface(cfg: Any) -> bool:
     """Whether a training depends on the node ``QGFACE``: by its architecture, its head or its views."""
+    if "QGFACE" not in cfg:  # the host's own keys
+        return False
     return in_chain(cfg, "QGFace") or cfg.MODEL.HEADS.NAME in QUALITY_HEADS or wants_views(cfg)
 
 

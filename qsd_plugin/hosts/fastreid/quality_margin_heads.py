@@ -15,9 +15,9 @@ from fastreid.config import configurable
 from fastreid.modeling.heads.embedding_head import EmbeddingHead
 from torch import Tensor, nn
 
-from qsd_plugin.core.errors import ConfigError, did_you_mean
+from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace
-from qsd_plugin.hosts.fastreid.compose import base_architecture
+from qsd_plugin.hosts.fastreid.quality_margin_settings import check_config, checked_reduction, checked_threshold
 from qsd_plugin.hosts.fastreid.statistics import Statistics
 from qsd_plugin.methods.qgface import (
     NormStatistics,
@@ -27,12 +27,11 @@ from qsd_plugin.methods.qgface import (
     image_quality,
     unit_and_norm,
 )
-from qsd_plugin.methods.qgface.head import REDUCTIONS, STARTS, mean_over
+from qsd_plugin.methods.qgface.head import STARTS, mean_over
 from qsd_plugin.methods.qgface.statistics import NORM_RANGE
 
 logger = logging.getLogger("fastreid.qsd_plugin.qgface")
 
-NORM_SOURCES = ("neck_in", "neck_out")
 #: Further entries of the heads' training output, see :meth:`AdaFaceHead.forward`.
 EMBEDDING, NORM, SCALER, ACTIVE = "unit_embedding", "norm", "margin_scaler", "active"
 
@@ -146,7 +145,7 @@ class AdaFaceHead(EmbeddingHead):  # type: ignore[misc]
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        self.cls_layer.threshold = _checked_threshold(value)
+        self.cls_layer.threshold = checked_threshold(value)
 
     def proxies(self, labels: Tensor) -> Tensor:
         """The class centres of labels [B] int64 as they are, of any length: [B, D], without gradient."""
@@ -220,43 +219,7 @@ class QGFaceHead(AdaFaceHead):
 
     @classmethod
     def _gate(cls, cfg: Any) -> dict[str, Any]:
-        reduction = cfg.QGFACE.REDUCTION
-        if reduction == "active" and not _has_baseline_losses(cfg):
-            raise ConfigError(
-                "QGFACE.REDUCTION",
-                value=reduction,
-                expected=f"all with {base_architecture(cfg)}, which has losses of its own",
-            )
-        return {"threshold": _checked_threshold(cfg.QGFACE.THRESHOLD), "reduction": reduction}
-
-
-def check_config(cfg: Any) -> None:
-    """Refuse ``QGFACE`` settings with which the heads cannot work.
-
-    Raises:
-        ConfigError: Names the key.
-    """
-    options, heads = cfg.QGFACE, cfg.MODEL.HEADS
-    choices = {"NORM_FROM": NORM_SOURCES, "START": ("", *STARTS), "REDUCTION": REDUCTIONS}
-    for key, known in choices.items():
-        if options[key] not in known:
-            raise ConfigError(
-                f"QGFACE.{key}", value=options[key], remedy=did_you_mean(str(options[key]), filter(None, known))
-            )
-    for name, value, fits, expected in (
-        ("QGFACE.H", options.H, options.H > 0, "a number > 0"),
-        ("QGFACE.MOMENTUM", options.MOMENTUM, 0 < options.MOMENTUM <= 1, "above 0, up to 1"),
-        ("MODEL.HEADS.SCALE", heads.SCALE, heads.SCALE > 0, "a number > 0; the paper's is 64"),
-        ("MODEL.HEADS.MARGIN", heads.MARGIN, heads.MARGIN >= 0, "a number >= 0; the paper's is 0.4"),
-        ("MODEL.HEADS.NECK_FEAT", heads.NECK_FEAT, heads.NECK_FEAT in ("before", "after"), "before or after"),
-    ):
-        if not fits:
-            raise ConfigError(name, value=value, expected=expected)
-    epsilon = cfg.MODEL.LOSSES.CE.EPSILON
-    if not 0 <= epsilon < 1:
-        raise ConfigError(
-            "MODEL.LOSSES.CE.EPSILON", value=epsilon, expected=f"at least 0 and below 1 with {heads.NAME}"
-        )
+        return {"threshold": checked_threshold(cfg.QGFACE.THRESHOLD), "reduction": checked_reduction(cfg)}
 
 
 def quality_head(model: Any) -> AdaFaceHead:
@@ -317,25 +280,6 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, epsilon: float) -> T
     others = epsilon / (logits.shape[1] - 1)
     true = log.gather(1, targets[:, None])[:, 0]
     return -(others * log.sum(dim=1) + (1 - epsilon - others) * true)
-
-
-def _has_baseline_losses(cfg: Any) -> bool:
-    from fastreid.modeling.meta_arch import Baseline
-    from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
-
-    entry: Any = META_ARCH_REGISTRY.get(base_architecture(cfg))
-    return isinstance(entry, type) and issubclass(entry, Baseline)
-
-
-def _checked_threshold(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ConfigError(
-            "QGFACE.THRESHOLD",
-            value=value,
-            expected="a number in [0, 1]",
-            remedy="Quality is (margin scaler + 1) / 2; 0 switches the gate off.",
-        )
-    return value
 
 
 @functools.cache

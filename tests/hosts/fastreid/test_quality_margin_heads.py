@@ -6,16 +6,17 @@ tests/ddp/test_quality_margin_two_ranks.py has several processes, the mix table 
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from margin_toy import TARGETS, batch, build, head_cfg, small, step_losses
 from torch import nn
-from toy import toy_cfg
 
-from qsd_plugin.core.errors import ConfigError, DataError
+from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.core.streams import torch_stream
 from qsd_plugin.hosts import fastreid as host
 from qsd_plugin.hosts.fastreid import deploy, deployed, published, quality_margin_heads
@@ -25,49 +26,8 @@ from qsd_plugin.methods import qgface
 host.activate()
 
 HEADS = ["AdaFaceHead", "QGFaceHead"]
+MARKET = Path(__file__).parents[3] / "projects" / "QGFace" / "market.yml"
 FACE = Path(__file__).parents[3] / "configs" / "Base-Face.yml"
-TARGETS = torch.tensor([0, 1, 2, 3, 4, 4, 2, 0])
-
-
-def head_cfg(head: str, folder: Path, **overrides: Any) -> Any:
-    options = {
-        "MODEL.HEADS.NAME": head,
-        "MODEL.HEADS.NUM_CLASSES": 5,
-        "MODEL.HEADS.SCALE": 16,
-        "MODEL.HEADS.MARGIN": 0.3,
-        "QGFACE.MOMENTUM": 0.2,
-        **overrides,
-    }
-    return toy_cfg(folder, **options)
-
-
-def build(cfg: Any) -> Any:
-    from fastreid.modeling.meta_arch import build_model
-
-    torch.manual_seed(0)
-    return build_model(cfg)
-
-
-def small(cfg: Any) -> Any:
-    """The model of a config with two layers as backbone."""
-    model = build(cfg)
-    model.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 512, 3, stride=2))
-    return model
-
-
-def batch(step: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Images from nearly grey to full contrast, whose features have norms far apart."""
-    contrast = torch.linspace(0.01, 1, 8)[torch.randperm(8, generator=torch_stream(5, step))].view(8, 1, 1, 1)
-    images = (torch.rand(8, 3, 64, 32, generator=torch_stream(6, step)) - 0.5) * 255 * contrast + 127.5
-    return {"images": images.to(dtype), "targets": TARGETS.clone()}
-
-
-def step_losses(model: Any, step: int = 0) -> dict[str, torch.Tensor]:
-    from fastreid.utils.events import EventStorage
-
-    with EventStorage(step):
-        terms: dict[str, torch.Tensor] = model(batch(step, model.pixel_mean.dtype))
-        return terms
 
 
 def pure_head(cfg: Any, model: Any) -> Any:
@@ -374,70 +334,22 @@ def test_deployed_network_is_the_plain_hosts(tmp_path: Path, head: str) -> None:
     assert torch.equal(run.model(batch()), model(batch()))
 
 
-# Mistakes.
+@pytest.mark.parametrize("head", HEADS)
+def test_person_config_trains_on_cpu_with_the_options_it_names(head: str) -> None:
+    """The command line is read out of the file's own comment."""
+    from fastreid.config import get_cfg
+    from fastreid.utils.events import EventStorage
 
-
-@pytest.mark.parametrize(
-    ("head", "overrides", "message"),
-    [
-        (
-            "QGFaceHead",
-            {"QGFACE.THRESHOLD": 1.2},
-            r"QGFACE\.THRESHOLD: got 1\.2; expected a number in \[0, 1\]\. Quality",
-        ),
-        ("QGFaceHead", {"QGFACE.THRESHOLD": -0.1}, r"QGFACE\.THRESHOLD: got -0\.1; expected a number in \[0, 1\]"),
-        ("AdaFaceHead", {"QGFACE.NORM_FROM": "neckin"}, r"QGFACE\.NORM_FROM: got 'neckin'\. Did you mean 'neck_in'"),
-        ("QGFaceHead", {"QGFACE.START": "debias"}, r"QGFACE\.START: got 'debias'\. Did you mean 'debiased'"),
-        ("QGFaceHead", {"QGFACE.REDUCTION": "some"}, r"QGFACE\.REDUCTION: got 'some'\. Known names: active, all"),
-        ("AdaFaceHead", {"QGFACE.H": 0.0}, r"QGFACE\.H: got 0\.0; expected a number > 0"),
-        ("AdaFaceHead", {"QGFACE.MOMENTUM": 0.0}, r"QGFACE\.MOMENTUM: got 0\.0; expected above 0, up to 1"),
-        ("AdaFaceHead", {"QGFACE.MOMENTUM": 1.5}, r"QGFACE\.MOMENTUM: got 1\.5; expected above 0, up to 1"),
-        (
-            "AdaFaceHead",
-            {"MODEL.HEADS.SCALE": 0},
-            r"MODEL\.HEADS\.SCALE: got 0; expected a number > 0; the paper's is 64",
-        ),
-        ("AdaFaceHead", {"MODEL.HEADS.MARGIN": -0.1}, r"MODEL\.HEADS\.MARGIN: got -0\.1; expected a number >= 0"),
-        ("AdaFaceHead", {"MODEL.HEADS.NECK_FEAT": "behind"}, r"NECK_FEAT: got 'behind'; expected before or after"),
-        (
-            "AdaFaceHead",
-            {"MODEL.LOSSES.CE.EPSILON": -1.0},
-            r"CE\.EPSILON: got -1\.0; expected at least 0 and below 1 with",
-        ),
-        (
-            "QGFaceHead",
-            {"MODEL.META_ARCHITECTURE": "MGN", "QGFACE.REDUCTION": "active"},
-            r"QGFACE\.REDUCTION: got 'active'; expected all with MGN, which has losses of its own",
-        ),
-    ],
-)
-def test_impossible_settings_are_named(tmp_path: Path, head: str, overrides: dict[str, Any], message: str) -> None:
-    from fastreid.modeling.heads import build_heads
-
-    with pytest.raises(ConfigError, match=message):
-        build_heads(head_cfg(head, tmp_path, **overrides))
-
-
-def test_labels_beyond_the_head_and_training_without_classes_are_named(tmp_path: Path) -> None:
-    model = build(head_cfg("QGFaceHead", tmp_path)).train()
-    images = {**batch(), "targets": torch.tensor([0, 1, 2, 3, 4, 5, 7, 0])}
-    with pytest.raises(
-        DataError, match=r"Labels of a head of 5 classes: 2 of 8 beyond it, e\.g\. 5, 7; expected 0 to 4"
-    ):
-        model(images)
-    model = build(head_cfg("QGFaceHead", tmp_path, **{"MODEL.HEADS.NUM_CLASSES": 0})).train()
-    with pytest.raises(ConfigError, match=r"NUM_CLASSES: got 0; expected the number of identities, in training"):
-        model(batch())
-
-
-def test_gate_needs_a_head_with_norm_statistics(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError,
-        match=r"MODEL\.HEADS\.NAME: got 'EmbeddingHead'; expected a head with norm statistics, .*Use QGFaceHead",
-    ):
-        quality_head(build(head_cfg("EmbeddingHead", tmp_path)))
-    model = build(head_cfg("AdaFaceHead", tmp_path))
-    assert quality_head(model) is model.heads
-    wrapped = nn.Module()
-    wrapped.module = model
-    assert quality_head(wrapped) is model.heads
+    comment = MARKET.read_text().partition("On two CPU cores add:")[2].partition("_BASE_")[0]
+    cfg = get_cfg()
+    cfg.merge_from_file(str(MARKET))
+    cfg.merge_from_list(shlex.split(comment.replace("#", " ")))
+    cfg.merge_from_list(["MODEL.HEADS.NUM_CLASSES", 5, "MODEL.HEADS.NAME", head])
+    model = build(cfg).train()
+    with EventStorage(0):
+        losses = model(batch())
+    assert list(losses) == ["loss_cls", "loss_wtri", "loss_center"]
+    sum(losses.values()).backward()
+    assert model.backbone.conv1.weight.grad.abs().sum() > 0
+    assert (model.heads.cls_layer.s, model.heads.cls_layer.m, model.heads.statistics.debias) == (64, 0.4, True)
+    assert (model.heads.threshold, model.heads.reduction) == {"A": (0, "all"), "Q": (0.2, "active")}[head[0]]

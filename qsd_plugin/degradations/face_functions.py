@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -144,11 +145,31 @@ def _qgface_rescale(generator: np.random.Generator, severity: float, height: int
     return {**drawn, "quality": QGFACE_JPEG_QUALITY}
 
 
-def free_qgface_rescale(generator: np.random.Generator, height: int, width: int) -> tuple[float, dict[str, Any]]:
-    """QGFace's own draw: the share of each side is uniform in [0.1, 0.5]."""
-    share = float(generator.uniform(QGFACE_SIDE[1], QGFACE_SIDE[0]))
-    drawn = draw_rescale(generator, share, height, width, list(PILLOW_FILTERS))
-    return math.log(share) / math.log(QGFACE_SIDE[1]), {**drawn, "quality": QGFACE_JPEG_QUALITY}
+def free_qgface_rescale(
+    generator: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    sides: tuple[float, float] = (QGFACE_SIDE[1], QGFACE_SIDE[0]),
+    filters: Sequence[str] = tuple(PILLOW_FILTERS),
+    quality: int = QGFACE_JPEG_QUALITY,
+) -> tuple[float, dict[str, Any]]:
+    """QGFace's own draw: the share of each side is uniform in ``sides``, [0.1, 0.5].
+
+    Args:
+        generator: Source of the draw.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        sides: Smallest and largest share.
+        filters: To draw two of, by the names in :mod:`.resampling`.
+        quality: Of the JPEG.
+
+    Returns:
+        Severity, 1 for a share of 0.1, and the numbers of ``qgface_rescale``.
+    """
+    share = float(generator.uniform(*sides))
+    drawn = draw_rescale(generator, share, height, width, list(filters))
+    return math.log(share) / math.log(QGFACE_SIDE[1]), {**drawn, "quality": quality}
 
 
 def _adaface_rescale(generator: np.random.Generator, severity: float, height: int, width: int) -> dict[str, Any]:

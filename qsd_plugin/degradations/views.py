@@ -10,7 +10,7 @@ steps happen, and no number of the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ import numpy as np
 from qsd_plugin.core.errors import ConfigError, DataError, did_you_mean
 from qsd_plugin.degradations.face_functions import (
     ADAFACE_SIDE,
+    QGFACE_JPEG_QUALITY,
+    QGFACE_SIDE,
     ROTATION,
     draw_box,
     draw_photometric,
@@ -27,7 +29,7 @@ from qsd_plugin.degradations.face_functions import (
 )
 from qsd_plugin.degradations.mixing import replay_steps
 from qsd_plugin.degradations.operations import Image, check_image, check_size
-from qsd_plugin.degradations.resampling import PILLOW_FILTERS
+from qsd_plugin.degradations.resampling import OPENCV_FILTERS, PILLOW_FILTERS
 
 FLIP_PROBABILITY = 0.5
 CROP_PROBABILITY = PHOTOMETRIC_PROBABILITY = 0.2
@@ -44,17 +46,26 @@ COLOUR_ORDERS = ("rgb", "bgr")
 ADAFACE_VARIANTS = ("adaface", "qgface")
 
 
-def clean_view(image: Image, generator: np.random.Generator) -> tuple[Image, dict[str, Any]]:
+def clean_view(
+    image: Image, generator: np.random.Generator, *, flip_probability: float = FLIP_PROBABILITY
+) -> tuple[Image, dict[str, Any]]:
     """The clean view H of QGFace: mirrored with probability 1/2, otherwise as it is.
+
+    Args:
+        image: [H, W, 3] uint8 RGB; left as it is.
+        generator: Source of every random choice.
+        flip_probability: Of mirroring.
 
     Returns:
         The view, [H, W, 3] uint8, and its parameters for :func:`replay_view`.
 
     Raises:
         DataError: Not an image.
+        ConfigError: A probability outside [0, 1].
     """
     check_image(image)
-    params = _view([], generator.uniform() < FLIP_PROBABILITY, "rgb")
+    _check_probability("flip_probability", flip_probability)
+    params = _view([], generator.uniform() < flip_probability, "rgb")
     return replay_view(image, params), params
 
 
@@ -65,6 +76,10 @@ def degraded_view(
     crop_probability: float = CROP_PROBABILITY,
     photometric_probability: float = PHOTOMETRIC_PROBABILITY,
     rotation_probability: float = ROTATION_PROBABILITY,
+    flip_probability: float = FLIP_PROBABILITY,
+    sides: tuple[float, float] = (QGFACE_SIDE[1], QGFACE_SIDE[0]),
+    filters: Sequence[str] = tuple(PILLOW_FILTERS),
+    jpeg_quality: int = QGFACE_JPEG_QUALITY,
     colour_order: str = "rgb",
 ) -> tuple[Image, dict[str, Any]]:
     """The degraded view L of QGFace.
@@ -79,6 +94,10 @@ def degraded_view(
         crop_probability: Unknown for the paper; 0.2 in a third party's account, as is the next.
         photometric_probability: See there.
         rotation_probability: 0 in the same account.
+        flip_probability: Of mirroring.
+        sides: Smallest and largest share of each side that the rescaling leaves, in (0, 1].
+        filters: That it draws two of: names in :mod:`.resampling`.
+        jpeg_quality: Of the JPEG at the small size, 1 to 100; 0: no JPEG.
         colour_order: ``"bgr"`` does it all on swapped channels, as the released program does; the result is RGB again.
 
     Returns:
@@ -86,21 +105,27 @@ def degraded_view(
 
     Raises:
         DataError: Not an image, or too small a one.
-        ConfigError: A probability outside [0, 1], or an unknown order.
+        ConfigError: An option is out of range, or an unknown filter or order.
     """
     check_image(image)
     height, width = _checked_size(image, "qgface_rescale")
-    chances = (crop_probability, photometric_probability, rotation_probability)
-    for name, chance in zip(("crop", "photometric", "rotation"), chances, strict=True):
+    chances = (crop_probability, photometric_probability, rotation_probability, flip_probability)
+    for name, chance in zip(("crop", "photometric", "rotation", "flip"), chances, strict=True):
         _check_probability(f"{name}_probability", chance)
-    happens = generator.uniform(size=4) < (*chances, FLIP_PROBABILITY)
-    severity, rescale = free_qgface_rescale(generator, height, width)
+    check_rescaling(sides, filters, jpeg_quality)
+    happens = generator.uniform(size=4) < chances
+    severity, rescale = free_qgface_rescale(
+        generator, height, width, sides=sides, filters=filters, quality=jpeg_quality
+    )
+    name = "qgface_rescale" if jpeg_quality else "adaface_rescale"  # which is the same without the JPEG
+    if not jpeg_quality:
+        del rescale["quality"]
     optional = (
         {"name": "qgface_crop", **draw_box(generator, height, width, QGFACE_CROP_AREA, QGFACE_CROP_RATIO)},
         {"name": "photometric", **draw_photometric(generator, QGFACE_JITTER)},
         {"name": "rotation", "degrees": float(generator.uniform(-ROTATION, ROTATION))},
     )
-    steps = [{"name": "qgface_rescale", "severity": severity, **rescale}]
+    steps = [{"name": name, "severity": severity, **rescale}]
     steps += [step for step, wanted in zip(optional, happens[:3], strict=True) if wanted]
     params = _view(steps, happens[3], colour_order)
     return replay_view(image, params), params
@@ -112,6 +137,7 @@ def adaface_view(
     *,
     variant: str = "adaface",
     probability: float = ADAFACE_PROBABILITY,
+    flip_probability: float = FLIP_PROBABILITY,
     colour_order: str = "rgb",
 ) -> tuple[Image, dict[str, Any]]:
     """AdaFace's augmentation, or what QGFace's program has under that name.
@@ -124,6 +150,7 @@ def adaface_view(
         generator: Source of every random choice.
         variant: One of :data:`ADAFACE_VARIANTS`.
         probability: Of each of the three.
+        flip_probability: Of mirroring.
         colour_order: As in :func:`degraded_view`.
 
     Returns:
@@ -137,8 +164,9 @@ def adaface_view(
     height, width = _checked_size(image, "adaface_rescale")
     _check_choice("variant of the AdaFace view", variant, ADAFACE_VARIANTS)
     _check_probability("probability", probability)
+    _check_probability("flip_probability", flip_probability)
     own = variant == "adaface"
-    happens = generator.uniform(size=4) < (probability, probability, probability, FLIP_PROBABILITY)
+    happens = generator.uniform(size=4) < (probability, probability, probability, flip_probability)
     ratio = (0.75, 4.0 / 3.0) if own else QGFACE_CROP_RATIO
     crop = {"name": f"{variant}_crop", **draw_box(generator, height, width, ADAFACE_CROP_AREA, ratio)}
     if own:
@@ -173,7 +201,8 @@ def view_pair(
         DataError, ConfigError: As :func:`degraded_view`.
     """
     degraded, first = degraded_view(image, generator, **options)
-    other, second = clean_view(image, generator) if aligned else degraded_view(image, generator, **options)
+    flip = {"flip_probability": options.get("flip_probability", FLIP_PROBABILITY)}
+    other, second = clean_view(image, generator, **flip) if aligned else degraded_view(image, generator, **options)
     return degraded, other, {"degraded": first, "clean" if aligned else "second": second}
 
 
@@ -201,6 +230,31 @@ def replay_pair(image: Image, params: Mapping[str, Any]) -> tuple[Image, Image]:
         raise _view_error(params)
     first, second = params["degraded"], params.get("clean", params.get("second"))
     return replay_view(image, first), replay_view(image, second)
+
+
+def check_rescaling(sides: Sequence[float], filters: Sequence[str], jpeg_quality: int) -> None:
+    """Refuse settings of a rescaling that :func:`degraded_view` cannot draw from.
+
+    Raises:
+        ConfigError: Names the setting.
+    """
+    if len(sides) != 2 or not 0 < sides[0] <= sides[1] <= 1:
+        raise ConfigError(
+            "Shares of a side that a degraded view keeps",
+            value=list(sides),
+            expected="[smallest, largest], above 0 and at most 1",
+        )
+    known = [*PILLOW_FILTERS, *OPENCV_FILTERS]
+    unknown = [name for name in filters if name not in known]
+    if unknown or not filters:
+        raise ConfigError(
+            "Filters of a degraded view",
+            value=unknown[0] if unknown else list(filters),
+            expected="at least one known name",
+            remedy=did_you_mean(str(unknown[0]), known) if unknown else "",
+        )
+    if not 0 <= jpeg_quality <= 100:
+        raise ConfigError("JPEG quality of a degraded view", value=jpeg_quality, expected="1 to 100, or 0 for no JPEG")
 
 
 def check_view(params: object) -> None:

@@ -24,7 +24,7 @@ host.activate()
 
 MIXES = Path(__file__).parent / "mixes"
 #: What an architecture adds to the losses of its base.
-TERMS = {"QSD": "loss_qsd", "QUD": "loss_qud"}
+TERMS = {"QSD": "loss_qsd", "QUD": "loss_qud", "QGFace": "loss_qgface"}
 ROWS = sorted(path.stem for path in MIXES.glob("*.yml") if not path.stem.startswith("Base-"))
 STEPS = 3  # of an epoch
 
@@ -156,16 +156,24 @@ def one_step(model: Any, batch: dict[str, Any]) -> dict[str, float]:
 def base_of(cfg: Any, model: Any) -> Any:
     """The plain architecture under a mix, with the mix's weights."""
     plain = cfg.clone()
-    plain.MODEL.META_ARCHITECTURE = cfg[cfg.MODEL.META_ARCHITECTURE].BASE
+    plain.MODEL.META_ARCHITECTURE = cfg[cfg.MODEL.META_ARCHITECTURE.upper()].BASE
     plain.MODEL.HEADS.NUM_CLASSES = model_classes(model)
     base = build(plain)
-    own = {"QSD": (), "QUD": ("qud_queue.", "qud_projector.")}[cfg.MODEL.META_ARCHITECTURE]
+    own = {"QSD": (), "QUD": ("qud_queue.", "qud_projector."), "QGFace": ("qgface_",)}[cfg.MODEL.META_ARCHITECTURE]
     state = {name: value for name, value in model.state_dict().items() if not name.startswith(own)}
     assert list(base.state_dict()) == list(state)
     base.load_state_dict(state)
     for own, other in zip(getattr(base, "model_ts", ()), getattr(model, "model_ts", ()), strict=True):
         own.load_state_dict(other.state_dict())
     return base
+
+
+def shown_to_base(cfg: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """What a mix makes its base learn: QGFace both views of an image, unless the keys come from a momentum encoder."""
+    if cfg.MODEL.META_ARCHITECTURE != "QGFace" or cfg.QGFACE.CONTRAST.QUEUE == "moco":
+        return batch
+    views = torch.cat([batch["images"], batch["degraded_images"]])
+    return {**batch, "images": views, "targets": batch["targets"].repeat(2)}
 
 
 def model_classes(model: Any) -> int:
@@ -203,7 +211,11 @@ def test_mix_trains_resumes_and_evaluates(row: str) -> None:
     batch = next(iter(first.trainer.data_loader))
     base = base_of(cfg, first.model)
     # A QUD that reads no labels has no use for its base's losses, nor the classes they need.
-    expected = {} if cfg.MODEL.META_ARCHITECTURE == "QUD" and not cfg.QUD.HOST_LOSSES else one_step(base, batch)
+    expected = (
+        {}
+        if cfg.MODEL.META_ARCHITECTURE == "QUD" and not cfg.QUD.HOST_LOSSES
+        else one_step(base, shown_to_base(cfg, batch))
+    )
     got = one_step(first.model, batch)
     assert set(got) == {*expected, first.term}
     if cfg.QSD.PAIRING == "inbatch" or cfg.QSD.PARTNER_FORWARD == "separate":  # else batch norm sees partners, too

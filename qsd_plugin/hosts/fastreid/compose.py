@@ -13,11 +13,16 @@ from qsd_plugin.core.errors import ConfigError, did_you_mean
 _EVALUATED_AS = {"MoCo": "Baseline", "Distiller": "Baseline"}
 
 
+def node(name: str) -> str:
+    """Config node of the composed architecture ``name``."""
+    return name.upper()
+
+
 class ComposedArchitecture:
     """A registered meta-architecture whose class is made at build time from a mix-in and the configured base.
 
     Args:
-        name: Registered name; also the config node that holds ``BASE``.
+        name: Registered name; in capitals it is the config node that holds ``BASE``.
         mixin: Class put in front of the base. Its ``__init__(cfg)`` calls ``super().__init__(cfg)`` first.
     """
 
@@ -40,22 +45,24 @@ class ComposedArchitecture:
 
     def network_class(self, cfg: Any) -> Any:
         """The architecture at the end of the chain of bases: the one that holds the network, without mix-ins."""
-        base = _lookup(f"{self.__name__}.BASE", str(cfg[self.__name__].BASE))
+        base = _lookup(f"{node(self.__name__)}.BASE", str(cfg[node(self.__name__)].BASE))
         return base.network_class(cfg) if isinstance(base, ComposedArchitecture) else base
 
     def _build_class(self, cfg: Any, chain: tuple[str, ...]) -> type:
         chain = (*chain, self.__name__)
-        base_name = str(cfg[self.__name__].BASE)
+        base_name = str(cfg[node(self.__name__)].BASE)
         if base_name in chain:
             raise ConfigError(
-                f"{self.__name__}.BASE",
+                f"{node(self.__name__)}.BASE",
                 value=" -> ".join((*chain, base_name)),
                 expected="a chain that ends in a host model",
             )
-        base = _lookup(f"{self.__name__}.BASE", base_name)
+        base = _lookup(f"{node(self.__name__)}.BASE", base_name)
         base_class = base._build_class(cfg, chain) if isinstance(base, ComposedArchitecture) else base
         if not isinstance(base_class, type):
-            raise ConfigError(f"{self.__name__}.BASE", value=base_name, expected="a meta-architecture that is a class")
+            raise ConfigError(
+                f"{node(self.__name__)}.BASE", value=base_name, expected="a meta-architecture that is a class"
+            )
         return type(f"{self.__name__}{base_class.__name__}", (self.mixin, base_class), {"__module__": __name__})
 
 
@@ -63,9 +70,9 @@ def in_chain(cfg: Any, name: str) -> bool:
     """Whether ``MODEL.META_ARCHITECTURE`` is the composed architecture ``name`` or extends it."""
     seen: list[str] = []
     link = str(cfg.MODEL.META_ARCHITECTURE)
-    while link != name and link not in seen and "BASE" in cfg.get(link, {}):
+    while link != name and link not in seen and "BASE" in cfg.get(node(link), {}):
         seen.append(link)
-        link = str(cfg[link].BASE)
+        link = str(cfg[node(link)].BASE)
     return link == name
 
 
@@ -80,7 +87,7 @@ def base_architecture(cfg: Any) -> str:
     if isinstance(entry, ComposedArchitecture):
         entry.build_class(cfg)
     while isinstance(entry, ComposedArchitecture):
-        key, name = f"{name}.BASE", str(cfg[name].BASE)
+        key, name = f"{node(name)}.BASE", str(cfg[node(name)].BASE)
         entry = _lookup(key, name)
     return name
 

@@ -8,6 +8,8 @@ from qsd_plugin.hosts.fastreid.config_data import add_data_config
 from qsd_plugin.hosts.fastreid.config_mixed import add_mixed_config
 from qsd_plugin.hosts.fastreid.config_protocols import add_protocol_config
 from qsd_plugin.hosts.fastreid.config_qgface import add_qgface_head_config
+from qsd_plugin.hosts.fastreid.config_qgface_contrast import add_qgface_contrast_config
+from qsd_plugin.hosts.fastreid.config_qgface_views import add_qgface_views_config
 from qsd_plugin.hosts.fastreid.config_qud import add_qud_config
 from qsd_plugin.hosts.fastreid.config_qud_cache import add_qud_cache_config
 
@@ -28,6 +30,8 @@ def add_all_config(cfg: Any) -> None:
         add_face_config,
         add_qud_cache_config,
         add_qgface_head_config,
+        add_qgface_views_config,
+        add_qgface_contrast_config,
     ):
         add(cfg)
 
@@ -178,7 +182,8 @@ def add_recipe_config(cfg: Any) -> None:
         return
     cfg.RECIPE = node = type(cfg)()
     # "" (train this config only) | qsd (baseline -> labels -> qsd) | qud (teacher -> student; the teacher is trained
-    # where KD.MODEL_CONFIG names its config and KD.MODEL_WEIGHTS no checkpoint).
+    # where KD.MODEL_CONFIG names its config and KD.MODEL_WEIGHTS no checkpoint) | qgface (this config in a stage of its
+    # own; the arms of an experiment then share none).
     node.NAME = ""
     # True: also the control, the same fine-tuning from the same baseline without QSD.
     node.CONTROL = False

@@ -1,8 +1,8 @@
 """The stages of one block of an experiment: what its arms share, and the arms themselves.
 
 ``qsd``: baseline -> labels -> arms that fine-tune it. ``qud``: teacher -> [cache] -> arms that learn from it, or
-without it. Training stages end with the results of the last epoch: on every query
-(:class:`~qsd_plugin.report.per_query.PerQuery`) or, on face test sets, on every trial
+without it. ``qgface``: arms from scratch, which share no stage. Training stages end with the results of the last epoch:
+on every query (:class:`~qsd_plugin.report.per_query.PerQuery`) or, on face test sets, on every trial
 (:class:`~qsd_plugin.report.per_trial.PerTrial`).
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.stages import Stage
-from qsd_plugin.hosts.fastreid import face_tests, face_trials, recipes, recipes_qud, report, samplers
+from qsd_plugin.hosts.fastreid import face_tests, face_trials, recipes, recipes_qgface, recipes_qud, report, samplers
 from qsd_plugin.hosts.fastreid.cached_features import features_folder
 from qsd_plugin.hosts.fastreid.compose import evaluated_architecture, in_chain
 from qsd_plugin.hosts.fastreid.datasets import dataset_folder, training_set
@@ -31,9 +31,13 @@ from qsd_plugin.report import per_query, per_trial
 from qsd_plugin.report.experiment import BASELINE, CACHE, LABELS, PICTURES, TEACHER
 from qsd_plugin.report.per_query import PerQuery
 from qsd_plugin.report.per_trial import PerTrial
+from qsd_plugin.report.run_doctor import StageFolder
 
 #: Recipes that an experiment can have arms of.
-RECIPES = ("qsd", "qud")
+RECIPES = ("qsd", "qud", "qgface")
+
+#: Figures of a training that its ``results.json`` repeats.
+SHARES = tuple(f"qgface/{name}" for name in ("low_quality", "low_quality_clean", "low_quality_degraded", "contrasted"))
 
 _ARGUMENTS = argparse.Namespace(config_file="", eval_only=False)  # for the host's log
 
@@ -59,7 +63,7 @@ def shared_stages(arms: Sequence[Any]) -> list[str]:
     """Names of the stages that come before the arms of these configs."""
     if arms[0].RECIPE.NAME == "qud":
         return [TEACHER, *([CACHE] if any(map(_makes_cache, arms)) else [])]
-    return [BASELINE, LABELS]
+    return [] if arms[0].RECIPE.NAME == recipes_qgface.NAME else [BASELINE, LABELS]
 
 
 def check_arm(cfg: Any) -> None:
@@ -79,6 +83,8 @@ def check_arm(cfg: Any) -> None:
         face_trials.check(name)
     if cfg.RECIPE.NAME == "qsd":
         recipes.check_final_stage(cfg, faces=True)
+    elif cfg.RECIPE.NAME == recipes_qgface.NAME:
+        recipes_qgface.check(cfg)
     else:
         if not cfg.KD.MODEL_CONFIG or cfg.QUD.TEACHER.SOURCE == "onnx":
             raise ConfigError(
@@ -99,7 +105,12 @@ def stages_of_block(cfg: Any, arms: Mapping[str, Any], *, pictures: bool) -> lis
         arms: Config of each arm, by name.
         pictures: Whether the last stage draws the recipe's pictures.
     """
-    return (_qud_block if cfg.RECIPE.NAME == "qud" else _qsd_block)(cfg, arms, pictures)
+    if cfg.RECIPE.NAME == "qsd":
+        return _qsd_block(cfg, arms, pictures)
+    if pictures:
+        expected = f"false with RECIPE.NAME {cfg.RECIPE.NAME}"
+        raise ConfigError("pictures of an experiment", value=True, expected=expected)
+    return (_qud_block if cfg.RECIPE.NAME == "qud" else _qgface_block)(cfg, arms)
 
 
 def _qsd_block(cfg: Any, arms: Mapping[str, Any], pictures: bool) -> list[Stage]:
@@ -127,9 +138,7 @@ def _qsd_block(cfg: Any, arms: Mapping[str, Any], pictures: bool) -> list[Stage]
     return stages
 
 
-def _qud_block(cfg: Any, arms: Mapping[str, Any], pictures: bool) -> list[Stage]:
-    if pictures:
-        raise ConfigError("pictures of an experiment", value=True, expected="false with RECIPE.NAME qud")
+def _qud_block(cfg: Any, arms: Mapping[str, Any]) -> list[Stage]:
     root = Path(cfg.OUTPUT_DIR)
     teacher, files = _teacher(cfg, root / TEACHER)
     items = recipes._training_items(cfg)
@@ -153,6 +162,18 @@ def _qud_block(cfg: Any, arms: Mapping[str, Any], pictures: bool) -> list[Stage]
         own_keys = recipes._without(student, recipes._NO_QUALITY)
         run = Trained(student, plain, teacher=root / TEACHER)
         stages.append(_training_stage(arm, run, data, own_keys, [*inputs, root / TEACHER / "results.json"]))
+    return stages
+
+
+def _qgface_block(cfg: Any, arms: Mapping[str, Any]) -> list[Stage]:
+    root = Path(cfg.OUTPUT_DIR)
+    data = recipes._digest(recipes._training_items(cfg))
+    stages = []
+    for arm, own in arms.items():
+        trained = recipes.derive(own, root / arm)
+        plain = recipes.derive(trained, root / arm, MODEL__META_ARCHITECTURE=evaluated_architecture(trained))
+        keys = recipes._without(trained, recipes._NO_QUALITY)
+        stages.append(_training_stage(arm, Trained(trained, plain), data, keys))
     return stages
 
 
@@ -216,7 +237,16 @@ def _summarise(folder: Path, run: Trained, outcome: PerQuery | PerTrial, quality
         "quality": quality,
         "training_images": sum(len(training_set(run.cfg, each)[1]) for each in run.cfg.DATASETS.NAMES),
         **dict(zip(outcome.metric_names, means.tolist(), strict=True)),
+        **_last_shares(folder),
         "environment": report.environment(),
         "settings": recipes.flatten(run.cfg),
     }
     write_atomically(folder / "results.json", json.dumps(summary, indent=1, default=str).encode())
+
+
+def _last_shares(folder: Path) -> dict[str, float]:
+    """QGFace's shares of low quality in the last epoch that wrote them, by their names in ``metrics.json``."""
+    found: dict[str, float] = {}
+    for event in StageFolder(folder).events:
+        found |= {name: float(value) for name, value in event.items() if name in SHARES}
+    return found

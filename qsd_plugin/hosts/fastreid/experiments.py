@@ -1,7 +1,7 @@
 """Runs an experiment: per (split, seed) what all arms share, then every arm from there, each stage resumable.
 
 The stages of a block lie in ``<output>/<split>/seed<k>/``: those that all arms share (``baseline`` and ``labels``;
-``teacher`` and ``cache`` for QUD), and one folder per arm. What each does is in
+``teacher`` and ``cache`` for QUD; none for QGFace), and one folder per arm. What each does is in
 :mod:`~qsd_plugin.hosts.fastreid.experiment_stages`. An arm that fails leaves its traceback in ``error.txt`` and the
 others go on.
 """
@@ -60,7 +60,7 @@ class Plan:
 
     @functools.cached_property
     def shared(self) -> list[str]:
-        """Names of the stages that come before the arms; without the first there are no arms."""
+        """Names of the stages that come before the arms; without the first, if there is one, there are no arms."""
         split, seed = self.experiment.blocks[0]
         return shared_stages([block_config(self, split, seed, arm) for arm in self.arms])
 
@@ -140,7 +140,7 @@ def run_block(plan: Plan, split: str, seed: int, stage_ended: Callable[[Event], 
         except Exception as error:
             write_atomically(root / stage.name / ERROR, traceback.format_exc().encode())
             stage_ended(Event(split, seed, stage.name, None, f"{type(error).__name__}: {error}"))
-            if stage.name == plan.shared[0]:
+            if stage.name in plan.shared[:1]:
                 return  # nothing can start without it
             continue
         (root / stage.name / ERROR).unlink(missing_ok=True)
@@ -179,7 +179,7 @@ class Progress:
     """
 
     def __init__(self, plan: Plan, jobs: int, announce: Callable[[str], None]) -> None:
-        names, self._first = plan.stages, plan.shared[0]
+        names, self._first = plan.stages, plan.shared[:1]
         self.failures: list[Event] = []
         self._left = [(block, stage) for block in plan.experiment.blocks for stage in names]
         self._total, self._jobs, self._announce = len(self._left), jobs, announce
@@ -188,7 +188,7 @@ class Progress:
     def stage_ended(self, event: Event) -> None:
         """Take down the end of a stage and announce it."""
         block = (event.split, event.seed)
-        lost = event.error and event.stage == self._first
+        lost = event.error and event.stage in self._first
         self._left = [left for left in self._left if left != (block, event.stage) and not (lost and left[0] == block)]
         if event.error:
             self.failures.append(event)
@@ -259,9 +259,8 @@ def _is_redone(plan: Plan, stage: str) -> bool:
     """Whether ``plan.redo`` takes a stage along: what it names, what is made from that, and pictures always."""
     if plan.redo is None:
         return False
-    first, *later = plan.shared
-    made_from_it = plan.redo in later and stage in plan.arms
-    return plan.redo in (stage, first) or made_from_it or stage == PICTURES
+    made_from_it = plan.redo in plan.shared[1:] and stage in plan.arms
+    return plan.redo in (stage, *plan.shared[:1]) or made_from_it or stage == PICTURES
 
 
 def _kind(stage: str) -> str:

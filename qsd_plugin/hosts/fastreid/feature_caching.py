@@ -55,6 +55,8 @@ def check_cacheable(cfg: Any) -> None:
     offending = [f"INPUT.{name}.ENABLED True" for name in OFFENDING if cfg.INPUT[name].ENABLED]
     if in_chain(cfg, "QSD") and cfg.QSD.PAIRING == "partner":
         offending.append("QSD.PAIRING partner")
+    if cfg.QGFACE.VIEWS.MODE != "none":
+        offending.append(f"QGFACE.VIEWS.MODE {cfg.QGFACE.VIEWS.MODE}")
     if offending:
         raise ConfigError(
             "QUD.TEACHER.SOURCE cache, which holds the teacher's view of each image and its mirror image and no other",

@@ -35,6 +35,7 @@ from qsd_plugin.hosts.fastreid.feature_caching import plain_transforms, varying_
 from qsd_plugin.hosts.fastreid.folds import training_part
 from qsd_plugin.hosts.fastreid.pair_views import PairViews, host_transforms_config, pair_views, refuse_own_transforms
 from qsd_plugin.hosts.fastreid.samplers import build_sampler, names_explained
+from qsd_plugin.hosts.fastreid.training_views import TrainingViews, training_views, without_flip
 
 logger = logging.getLogger("fastreid.qsd_plugin.data")
 
@@ -86,6 +87,8 @@ class TrainSet(CommDataset):  # type: ignore[misc]
             ``partner_erase_boxes``.
         features: The teacher's embeddings of ``items``; then a sample also holds ``teacher_features`` [D], those of the
             image as it is shown. ``views`` must draw the flips then, and not ``transform``.
+        training_views: Makes two views of an image, or one: then ``images`` is the clean view and a sample also holds
+            ``degraded_images``, or ``images`` is the only view.
     """
 
     def __init__(
@@ -97,11 +100,12 @@ class TrainSet(CommDataset):  # type: ignore[misc]
         partners: bool = False,
         views: PairViews | None = None,
         features: CachedFeatures | None = None,
+        training_views: TrainingViews | None = None,
     ) -> None:
         super().__init__(items, transform, relabel=True)
         self._seed, self._partners, self._rank = seed, partners, rank()
         self._views = views or PairViews(seed, self._rank)
-        self._features = features
+        self._features, self._training_views = features, training_views
         self._members: defaultdict[Any, list[int]] = defaultdict(list)
         for index, item in enumerate(items):
             self._members[item[1]].append(index)
@@ -112,7 +116,7 @@ class TrainSet(CommDataset):  # type: ignore[misc]
         image, shown = self._read(int(index), damaged)
         path, identity, camera = self.img_items[shown]
         sample = {
-            **self._view(image, shown, draw, ""),
+            **self._shown(image, shown, draw, ""),
             "targets": self.pid_dict[identity],
             "camids": self.cam_dict[camera],
             "img_paths": path,
@@ -130,10 +134,19 @@ class TrainSet(CommDataset):  # type: ignore[misc]
             partner = others[int(stream.integers(len(others)))]
         image, shown = self._read(partner, damaged, instead=anchor)
         return {
-            **self._view(image, shown, draw, "partner_"),
+            **self._shown(image, shown, draw, "partner_"),
             "partner_paths": self.img_items[shown][0],
             "partner_valid": shown != anchor,
         }
+
+    def _shown(self, image: Any, shown: int, draw: int, prefix: str) -> dict[str, Any]:
+        """All views of an image."""
+        if self._training_views is None:
+            return self._view(image, shown, draw, prefix)
+        sample: dict[str, Any] = {}
+        for own, view in self._training_views.of(image, draw, prefix).items():
+            sample |= self._view(view, shown, draw, own)
+        return sample
 
     def _view(self, image: Any, shown: int, draw: int, prefix: str) -> dict[str, Any]:
         """The augmented image, where erasing is left to the training step its box, and the teacher's embedding."""
@@ -259,7 +272,7 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
         sampler, transforms, partner = (kwargs.pop(name, None) for name in ("sampler", "transforms", "partner"))
         items, sets = _training_items(cfg, kwargs)
         partners = wants_partners(cfg) if partner is None else partner
-        views, features = pair_views(cfg), None
+        views, features, made = pair_views(cfg), None, training_views(cfg)
         if wants_cache(cfg):
             features = cached_features(cfg, items, sets, partners=partners, own_transforms=transforms is not None)
             views, transforms = drawn_flips(cfg, views), plain_transforms(cfg)
@@ -268,15 +281,18 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
         if sampler is None:
             sampler = build_sampler(cfg, items, sets)
         seed, seeded = max(cfg.SEED, 0), isinstance(sampler, SeededTrainingSampler)
-        if seeded and transforms is None and not partners:
+        if seeded and transforms is None and not partners and made is None:
             views = drawn_flips(cfg, views)  # those that a student with cached teacher embeddings sees
-        transforms = transforms or build.build_transforms(host_transforms_config(cfg, views), is_train=True)
+        rest = host_transforms_config(cfg, views) if made is None else without_flip(cfg)
+        transforms = transforms or build.build_transforms(rest, is_train=True)
         if seeded and varying_steps(transforms):
             views = dataclasses.replace(views or PairViews(seed, rank()), seeded=True)
-        train_set = TrainSet(items, transforms, seed=seed, partners=partners, views=views, features=features)
+        train_set = TrainSet(
+            items, transforms, seed=seed, partners=partners, views=views, features=features, training_views=made
+        )
         with names_explained(cfg):
             loader = host_build(cfg, train_set=train_set, sampler=sampler, transforms=transforms)
-        if partners or views is not None:
+        if partners or views is not None or made is not None:
             loader.batch_sampler.sampler = CountingSampler(loader.batch_sampler.sampler)
         record = corrupt_images(cfg)
         record.expect(len(items))

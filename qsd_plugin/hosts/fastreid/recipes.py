@@ -1,7 +1,7 @@
 """The stages behind ``tools/train_net.py``.
 
 ``qsd``: baseline -> [folds] -> labels -> [control] -> qsd -> report -> deploy. ``qud``: [teacher] ->
-[cache] -> student -> deploy.
+[cache] -> student -> deploy. ``qgface``: qgface -> deploy.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from qsd_plugin.hosts.fastreid.face_tests import host_flips
 from qsd_plugin.hosts.fastreid.folds import check_folds
 from qsd_plugin.hosts.fastreid.labelling import make_fold_labels, make_labels
 from qsd_plugin.hosts.fastreid.quality import label_files
+from qsd_plugin.hosts.fastreid.training_views import wants_views
 
 logger = logging.getLogger("fastreid.qsd_plugin.recipes")
 
@@ -44,8 +45,10 @@ _INDIFFERENT = (
     "RECIPE.",
 )
 #: The training stage whose network a recipe is for.
-_FINAL = {"qsd": "qsd", "qud": "student"}
+_FINAL = {"qsd": "qsd", "qud": "student", "qgface": "qgface"}
 _NO_QUALITY = ("QSD.", "QUALITY.")
+#: Heads that read ``QGFACE``.
+QUALITY_HEADS = ("AdaFaceHead", "QGFaceHead")
 _LABEL_KEYS = (
     *(f"QUALITY.{key}" for key in ("METHOD", "FOLDS", "POSITIVES", "NEGATIVES", "ROUNDS", "SIGNED")),
     "INPUT.SIZE_TEST",
@@ -67,9 +70,11 @@ def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
         raise ConfigError("RECIPE.NAME", value=cfg.RECIPE.NAME, remedy=did_you_mean(cfg.RECIPE.NAME, _FINAL))
     if cfg.RECIPE.NAME == "qsd":
         return _qsd_stages(cfg, arguments)
-    from qsd_plugin.hosts.fastreid.recipes_qud import qud_stages  # which is made of what is in this module
+    # Both are made of what is in this module.
+    from qsd_plugin.hosts.fastreid.recipes_qgface import qgface_stages
+    from qsd_plugin.hosts.fastreid.recipes_qud import qud_stages
 
-    return qud_stages(cfg, arguments)
+    return (qud_stages if cfg.RECIPE.NAME == "qud" else qgface_stages)(cfg, arguments)
 
 
 def _qsd_stages(cfg: Any, arguments: Any) -> list[Stage]:
@@ -359,8 +364,16 @@ def _deploy(cfg: Any, checkpoint: Path, metrics: dict[str, Any], folder: Path) -
 
 
 def _without(cfg: Any, more: Sequence[str]) -> dict[str, Any]:
-    prefixes = (*_INDIFFERENT, *more, *(() if in_chain(cfg, "QUD") else ("QUD.",)))
+    unused = [f"{node}." for node, used in (("QUD", in_chain(cfg, "QUD")), ("QGFACE", reads_qgface(cfg))) if not used]
+    prefixes = (*_INDIFFERENT, *more, *unused)
     return {key: value for key, value in flatten(cfg).items() if not key.startswith(prefixes)}
+
+
+def reads_qgface(cfg: Any) -> bool:
+    """Whether a training depends on the node ``QGFACE``: by its architecture, its head or its views."""
+    if "QGFACE" not in cfg:  # the host's own keys
+        return False
+    return in_chain(cfg, "QGFace") or cfg.MODEL.HEADS.NAME in QUALITY_HEADS or wants_views(cfg)
 
 
 def _training_items(cfg: Any) -> dict[str, list[Item]]:

@@ -17,6 +17,7 @@ from qsd_plugin.hosts.fastreid import (
     loaders,
     margins,
     protocols,
+    qgface_epochs,
     quality_margin_heads,
     refresh,
     safety,
@@ -26,6 +27,7 @@ from qsd_plugin.hosts.fastreid import (
 )
 from qsd_plugin.hosts.fastreid.compat.patch import replace
 from qsd_plugin.hosts.fastreid.compose import ComposedArchitecture
+from qsd_plugin.hosts.fastreid.meta_arch.qgface import QGFaceMixin
 from qsd_plugin.hosts.fastreid.meta_arch.qsd import QSDMixin
 from qsd_plugin.hosts.fastreid.meta_arch.qud import QUDMixin
 
@@ -48,6 +50,7 @@ def register_all() -> None:
     baseline_losses.extend_baseline(Baseline)
     META_ARCH_REGISTRY.register(ComposedArchitecture("QSD", QSDMixin))
     META_ARCH_REGISTRY.register(ComposedArchitecture("QUD", QUDMixin))
+    META_ARCH_REGISTRY.register(ComposedArchitecture("QGFace", QGFaceMixin))
     backbones.register_backbones()
     face_backbones.register_face_backbones()
     margins.register_margins()
@@ -59,6 +62,7 @@ def register_all() -> None:
     safety.install()
     protocols.install()
     refresh.install()
+    qgface_epochs.install()
     sampler_state.install()
     _seed_from_config()
 

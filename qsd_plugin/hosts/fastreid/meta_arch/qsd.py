@@ -231,7 +231,9 @@ class QSDMixin(nn.Module):
         finally:
             self._qsd_captured = None
         _require_all_recorded(self._qsd_taps, outputs)
-        return losses, self._levels(outputs), None if self._qsd_pooled is None else outputs[self._qsd_pooled].flatten(1)
+        images = len(batch["targets"])  # QGFace shows the base their degraded views too, behind them
+        levels = {name: level[:images] for name, level in self._levels(outputs).items()}
+        return losses, levels, None if self._qsd_pooled is None else outputs[self._qsd_pooled][:images].flatten(1)
 
     def _levels(self, outputs: Mapping[str, torch.Tensor]) -> Levels:
         return {tap.name: to_level(outputs[tap.name], self, tap.name, tap.role) for tap in self._qsd_taps}

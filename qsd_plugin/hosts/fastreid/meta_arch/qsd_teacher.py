@@ -59,7 +59,9 @@ class EMATeacher:
         return outputs
 
 
-def build_teacher(cfg: Any, student: nn.Module) -> nn.Module:
+def build_teacher(
+    cfg: Any, student: nn.Module, *, method: str = "QSD", mixin: type[nn.Module] = TeacherMixin
+) -> nn.Module:
     """A copy of the student's network, without the mix-ins and losses around it.
 
     Its state-dict keys are the base architecture's. No parameter requires a gradient, so that neither the optimizer nor
@@ -68,19 +70,21 @@ def build_teacher(cfg: Any, student: nn.Module) -> nn.Module:
     Args:
         cfg: The host's config.
         student: The built model.
+        method: Composed architecture of the student.
+        mixin: Put in front of the network.
     """
     from fastreid.modeling.meta_arch import Baseline, Distiller
     from fastreid.modeling.meta_arch.build import META_ARCH_REGISTRY
     from fastreid.modeling.meta_arch.moco import MoCo
 
-    network = META_ARCH_REGISTRY.get("QSD").network_class(cfg)
+    network = META_ARCH_REGISTRY.get(method).network_class(cfg)
     if network in (Distiller, MoCo):
         network = Baseline  # they add losses, teachers and queues to it, of which no second set is needed
     own = cfg.clone()
     own.defrost()
     own.MODEL.BACKBONE.PRETRAIN = False
     own.MODEL.LOSSES.NAME = ("CrossEntropyLoss",)  # no class centres
-    teacher_class = type(f"Averaged{network.__name__}", (TeacherMixin, network), {"__module__": __name__})
+    teacher_class = type(f"Averaged{network.__name__}", (mixin, network), {"__module__": __name__})
     with torch.random.fork_rng(devices=[]):  # its initial values are not used
         teacher: nn.Module = teacher_class(own)
     copy_from_student(teacher, student, list(teacher.state_dict()))
@@ -95,21 +99,24 @@ def copy_from_student(teacher: nn.Module, student: nn.Module, names: Sequence[st
         target[name].copy_(source[name])
 
 
-def fill_missing_teacher(student: nn.Module, incompatible: Any) -> None:
+def fill_missing_teacher(
+    student: nn.Module, incompatible: Any, *, prefix: str = PREFIX, what: str = "the EMA teacher (QSD.EMA)"
+) -> None:
     """After a checkpoint was loaded: what it lacks of the teacher is copied from the student, with one warning.
 
     A hook for ``register_load_state_dict_post_hook``; a checkpoint of the base architecture has no teacher at all.
     """
-    missing = [name for name in incompatible.missing_keys if name.startswith(PREFIX)]
+    missing = [name for name in incompatible.missing_keys if name.startswith(prefix)]
     if not missing:
         return
-    names = [name.removeprefix(PREFIX) for name in missing]
-    teacher = student.get_submodule(PREFIX.removesuffix("."))
+    names = [name.removeprefix(prefix) for name in missing]
+    teacher = student.get_submodule(prefix.removesuffix("."))
     # Batch norm does not report a missing counter; counters follow the student at every step anyway.
     names += [name for name in teacher.state_dict() if name.endswith(".num_batches_tracked")]
     copy_from_student(teacher, student, names)
     incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in set(missing)]
     logger.warning(
-        "The checkpoint lacks %d tensors of the EMA teacher (QSD.EMA): they start as copies of the student's.",
+        "The checkpoint lacks %d tensors of %s: they start as copies of the student's.",
         len(missing),
+        what,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qsd_plugin.core.errors import ConfigError
-from qsd_plugin.hosts.fastreid.compose import in_chain
+from qsd_plugin.hosts.fastreid.compose import in_chain, node
 from qsd_plugin.methods.qud.loss import MSE_REDUCTIONS
 
 LOSSES = ("qud", "mse", "cosine", "soft")
@@ -60,7 +60,7 @@ def _check_base(cfg: Any) -> None:
             expected="the student's architecture",
             remedy="QSD goes on top: MODEL.META_ARCHITECTURE QSD with QSD.BASE QUD.",
         )
-    if label_free(cfg) and (base in ("MoCo", "Distiller") or "BASE" in cfg.get(base, {})):
+    if label_free(cfg) and (base in ("MoCo", "Distiller") or "BASE" in cfg.get(node(base), {})):
         raise ConfigError(
             "QUD.BASE",
             value=base,

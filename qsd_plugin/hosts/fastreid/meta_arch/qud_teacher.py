@@ -19,7 +19,7 @@ SOURCES = ("network", "onnx", "cache")
 #: Name of the submodule. Nothing of it is in the model's state dict.
 PREFIX = "qud_teacher."
 #: Parts of a training that are no parts of its network; a checkpoint may hold them.
-_OF_TRAINING = ("center_loss.", "memory.", "qsd_teacher.", "_qsd_quality.", "qud_queue.", "qud_projector.")
+_OF_TRAINING = ("center_loss.", "memory.", "qsd_teacher.", "_qsd_quality.", "qud_queue.", "qud_projector.", "qgface_")
 
 
 def build_teacher(cfg: Any) -> Teacher | None:

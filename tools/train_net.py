@@ -60,14 +60,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> Any:
     """What one process does: evaluate, run the recipe, or train this config."""
-    from qsd_plugin.hosts.fastreid import recipes
+    from qsd_plugin.hosts.fastreid import recipes, training_stages
 
     cfg = load_config(arguments)
     check_writable(Path(cfg.OUTPUT_DIR))
     if arguments.eval_only:
-        return recipes.evaluate(cfg, arguments)
+        return training_stages.evaluate(cfg, arguments)
     if not cfg.RECIPE.NAME:
-        return recipes.train_and_deploy(cfg, arguments, resume=arguments.resume)
+        return training_stages.train_and_deploy(cfg, arguments, resume=arguments.resume)
     return run_recipe(
         recipes.build_recipe(cfg, arguments),
         Path(cfg.OUTPUT_DIR),

@@ -18,7 +18,7 @@ from qsd_plugin.hosts import fastreid as host
 
 host.activate()
 
-from qsd_plugin.hosts.fastreid import experiment_stages, experiments, loaders, recipes  # noqa: E402  (need the activated host)
+from qsd_plugin.hosts.fastreid import experiment_stages, experiments, loaders, training_stages  # noqa: E402  (need the activated host)
 from qsd_plugin.report.experiment import read_experiment  # noqa: E402
 from qsd_plugin.report.per_query import PerQuery  # noqa: E402
 from tools import experiment as tool  # noqa: E402
@@ -55,7 +55,7 @@ def finished(file: Path) -> dict[str, Any]:
     plan = experiments.Plan(read_experiment(file), ["finetune", "qsd"])
     said: list[list[str]] = [[], [], []]
     batches: dict[str, list[list[str]]] = {}
-    train, following = recipes.train, loaders._WatchedIterator.__next__
+    train, following = training_stages.train, loaders._WatchedIterator.__next__
 
     def sabotaged(cfg: Any, *args: Any, **options: Any) -> Any:
         if "seed0/finetune" in cfg.OUTPUT_DIR:
@@ -78,11 +78,11 @@ def finished(file: Path) -> dict[str, Any]:
 
     failures = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipes, "train", sabotaged)
+        patch.setattr(training_stages, "train", sabotaged)
         with pytest.raises(KeyboardInterrupt):
             experiments.run(plan, announce=said[0].append)
         before = experiments.listing(plan)
-        patch.setattr(recipes, "train", watched)
+        patch.setattr(training_stages, "train", watched)
         failures = experiments.run(plan, announce=said[1].append)
         experiments.run(plan, announce=said[2].append)
     errors = list(Path(plan.experiment.output).rglob("error.txt"))
@@ -117,7 +117,7 @@ def test_arms_of_a_seed_start_from_one_baseline_and_see_the_same_images_in_order
         seen = finished["batches"][str(root / f"seed{seed}" / other)]
         assert len(seen) > 2
         cfg = experiments.block_config(plan, "all", seed, arm)
-        assert _order(recipes.derive(cfg, root / "again")) == seen
+        assert _order(training_stages.derive(cfg, root / "again")) == seen
         start = torch.load(root / f"seed{seed}" / "baseline" / "model_final.pth", weights_only=True)["model"]
         for name in (arm, other):
             stage = json.loads((root / f"seed{seed}" / name / "stage.json").read_text())
@@ -143,8 +143,8 @@ def test_results_per_query_are_those_of_the_host_s_evaluation(finished: dict[str
     assert len(run) == len(set(run.identity.tolist())) == 6
     assert all(name.startswith("query/") for name in run.query.tolist())
     cfg = experiments.block_config(finished["plan"], "all", 1, "qsd")
-    expected = recipes.evaluate(
-        recipes.derive(cfg, folder.parent / "evaluation", MODEL__WEIGHTS=str(folder / "model_final.pth")),
+    expected = training_stages.evaluate(
+        training_stages.derive(cfg, folder.parent / "evaluation", MODEL__WEIGHTS=str(folder / "model_final.pth")),
         experiment_stages._ARGUMENTS,
     )
     assert run.metrics().mean(axis=0) == pytest.approx([expected[key] for key in ("Rank-1", "mAP", "mINP")], abs=1e-3)

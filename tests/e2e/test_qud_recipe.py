@@ -15,7 +15,7 @@ from toy import toy_cfg, use_market, write_market
 from qsd_plugin.core.errors import ConfigError, StageError
 from qsd_plugin.core.stages import run_recipe
 from qsd_plugin.hosts import fastreid as host
-from qsd_plugin.hosts.fastreid import recipes
+from qsd_plugin.hosts.fastreid import recipes, training_stages
 
 host.activate()
 
@@ -95,7 +95,7 @@ def test_what_has_finished_is_skipped_and_another_setting_makes_the_student_stal
 
 
 def test_eval_only_scores_the_student(folder: Path, finished: Path) -> None:
-    scores = recipes.evaluate(student_cfg(folder), ARGUMENTS)
+    scores = training_stages.evaluate(student_cfg(folder), ARGUMENTS)
     assert scores["mAP"] == json.loads((finished / "student" / "results.json").read_text())["mAP"]
 
 

@@ -20,7 +20,16 @@ import numpy as np
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.stages import Stage
-from qsd_plugin.hosts.fastreid import face_tests, face_trials, recipes, recipes_qgface, recipes_qud, report, samplers
+from qsd_plugin.hosts.fastreid import (
+    face_tests,
+    face_trials,
+    recipes,
+    recipes_qgface,
+    recipes_qud,
+    report,
+    samplers,
+    training_stages,
+)
 from qsd_plugin.hosts.fastreid.cached_features import features_folder
 from qsd_plugin.hosts.fastreid.compose import evaluated_architecture, in_chain
 from qsd_plugin.hosts.fastreid.datasets import dataset_folder, training_set
@@ -94,7 +103,7 @@ def check_arm(cfg: Any) -> None:
                 remedy="Name it under overrides, with QUD.TEACHER.SOURCE network or cache.",
             )
         # The teacher may not be there yet; an arm without one is an ordinary training.
-        recipes.check_model(cfg, **({"QUD__TEACHER__SOURCE": "cache"} if in_chain(cfg, "QUD") else {}))
+        training_stages.check_model(cfg, **({"QUD__TEACHER__SOURCE": "cache"} if in_chain(cfg, "QUD") else {}))
 
 
 def stages_of_block(cfg: Any, arms: Mapping[str, Any], *, pictures: bool) -> list[Stage]:
@@ -115,21 +124,21 @@ def stages_of_block(cfg: Any, arms: Mapping[str, Any], *, pictures: bool) -> lis
 
 def _qsd_block(cfg: Any, arms: Mapping[str, Any], pictures: bool) -> list[Stage]:
     root = Path(cfg.OUTPUT_DIR)
-    items = recipes._training_items(cfg)
-    data = recipes._digest(items)
+    items = training_stages.training_items(cfg)
+    data = training_stages.data_digest(items)
     plain = recipes.baseline_config(cfg, root / BASELINE)
     given = Path(cfg.RECIPE.BASELINE.WEIGHTS) if cfg.RECIPE.BASELINE.WEIGHTS else None
     checkpoint = given or root / BASELINE / "model_final.pth"
-    own_keys = recipes._without(plain, recipes._NO_QUALITY)
+    own_keys = training_stages.relevant_keys(plain, training_stages.NO_QUALITY)
     stages = [_training_stage(BASELINE, Trained(plain, plain, given), data, own_keys)]
     folds = recipes.fold_stages(cfg, root, _ARGUMENTS, items)
     stages += [*folds, recipes.labels_stage(cfg, plain, checkpoint, items, folds=folds)]
     for arm, own in arms.items():
-        tuned = recipes.derive(
+        tuned = training_stages.derive(
             own, root / arm, MODEL__WEIGHTS=str(checkpoint), QUALITY__FILES=tuple(map(str, label_files(own)))
         )
         with_quality = tuned.MODEL.META_ARCHITECTURE != tuned.QSD.BASE or samplers.needs_labels(tuned)
-        keys = recipes._without(tuned, () if with_quality else recipes._NO_QUALITY)
+        keys = training_stages.relevant_keys(tuned, () if with_quality else training_stages.NO_QUALITY)
         inputs = [checkpoint, *(label_files(own) if with_quality else [])]
         stages.append(_training_stage(arm, Trained(tuned, plain), data, keys, inputs))
     if pictures:
@@ -141,25 +150,29 @@ def _qsd_block(cfg: Any, arms: Mapping[str, Any], pictures: bool) -> list[Stage]
 def _qud_block(cfg: Any, arms: Mapping[str, Any]) -> list[Stage]:
     root = Path(cfg.OUTPUT_DIR)
     teacher, files = _teacher(cfg, root / TEACHER)
-    items = recipes._training_items(cfg)
-    data = recipes._digest(items)
-    keys = recipes._without(teacher.cfg, recipes._NO_QUALITY)
-    stages = [_training_stage(TEACHER, teacher, recipes._digest(recipes._training_items(teacher.cfg)), keys)]
+    items = training_stages.training_items(cfg)
+    data = training_stages.data_digest(items)
+    keys = training_stages.relevant_keys(teacher.cfg, training_stages.NO_QUALITY)
+    stages = [
+        _training_stage(
+            TEACHER, teacher, training_stages.data_digest(training_stages.training_items(teacher.cfg)), keys
+        )
+    ]
     named = {"KD__MODEL_CONFIG": [str(files[0])], "KD__MODEL_WEIGHTS": [str(files[1])]}
     for arm, own in arms.items():
-        student = recipes.derive(own, root / arm)
+        student = training_stages.derive(own, root / arm)
         inputs: list[Path] = []
         if in_chain(own, "QUD"):
-            student = recipes.derive(student, root / arm, **named)
+            student = training_stages.derive(student, root / arm, **named)
             inputs = teacher_files(student)
             if wants_cache(student):
                 if _makes_cache(own):
                     if CACHE not in (stage.name for stage in stages):
-                        stages += recipes_qud.cache_of_teacher(recipes.derive(student, root / CACHE), items)
-                    student = recipes.derive(student, root / arm, QUD__CACHE__FOLDER=str(root / CACHE))
+                        stages += recipes_qud.cache_of_teacher(training_stages.derive(student, root / CACHE), items)
+                    student = training_stages.derive(student, root / arm, QUD__CACHE__FOLDER=str(root / CACHE))
                 inputs = [features_folder(student) / "cache.json"]
-        plain = recipes.derive(student, root / arm, MODEL__META_ARCHITECTURE=evaluated_architecture(student))
-        own_keys = recipes._without(student, recipes._NO_QUALITY)
+        plain = training_stages.derive(student, root / arm, MODEL__META_ARCHITECTURE=evaluated_architecture(student))
+        own_keys = training_stages.relevant_keys(student, training_stages.NO_QUALITY)
         run = Trained(student, plain, teacher=root / TEACHER)
         stages.append(_training_stage(arm, run, data, own_keys, [*inputs, root / TEACHER / "results.json"]))
     return stages
@@ -167,12 +180,12 @@ def _qud_block(cfg: Any, arms: Mapping[str, Any]) -> list[Stage]:
 
 def _qgface_block(cfg: Any, arms: Mapping[str, Any]) -> list[Stage]:
     root = Path(cfg.OUTPUT_DIR)
-    data = recipes._digest(recipes._training_items(cfg))
+    data = training_stages.data_digest(training_stages.training_items(cfg))
     stages = []
     for arm, own in arms.items():
-        trained = recipes.derive(own, root / arm)
-        plain = recipes.derive(trained, root / arm, MODEL__META_ARCHITECTURE=evaluated_architecture(trained))
-        keys = recipes._without(trained, recipes._NO_QUALITY)
+        trained = training_stages.derive(own, root / arm)
+        plain = training_stages.derive(trained, root / arm, MODEL__META_ARCHITECTURE=evaluated_architecture(trained))
+        keys = training_stages.relevant_keys(trained, training_stages.NO_QUALITY)
         stages.append(_training_stage(arm, Trained(trained, plain), data, keys))
     return stages
 
@@ -182,11 +195,11 @@ def _teacher(cfg: Any, folder: Path) -> tuple[Trained, tuple[Path, Path]]:
     tests = {"DATASETS__TESTS": cfg.DATASETS.TESTS}
     if cfg.KD.MODEL_WEIGHTS:
         files = Path(cfg.KD.MODEL_CONFIG[0]), Path(cfg.KD.MODEL_WEIGHTS[0])
-        theirs = recipes.derive(teacher_config(str(files[0])), folder, MODEL__DEVICE=cfg.MODEL.DEVICE, **tests)
+        theirs = training_stages.derive(teacher_config(str(files[0])), folder, MODEL__DEVICE=cfg.MODEL.DEVICE, **tests)
     else:
         files = folder / "config.yaml", folder / "model_final.pth"
-        theirs = recipes.derive(recipes_qud.teacher_stage_config(cfg, folder), folder, **tests)
-    plain = recipes.derive(theirs, folder, MODEL__META_ARCHITECTURE=evaluated_architecture(theirs))
+        theirs = training_stages.derive(recipes_qud.teacher_stage_config(cfg, folder), folder, **tests)
+    plain = training_stages.derive(theirs, folder, MODEL__META_ARCHITECTURE=evaluated_architecture(theirs))
     return Trained(theirs, plain, files[1] if cfg.KD.MODEL_WEIGHTS else None, teacher=folder), files
 
 
@@ -201,7 +214,7 @@ def _training_stage(name: str, run: Trained, data: str, keys: dict[str, Any], in
 
     def work(folder: Path, resume: bool) -> None:
         if given is None:
-            recipes.train(run.cfg, _ARGUMENTS, resume=resume, evaluate=False)
+            training_stages.train(run.cfg, _ARGUMENTS, resume=resume, evaluate=False)
             # Later stages read the last epoch only, and a study would fill the disk with the others.
             for file in folder.glob("model_*.pth"):
                 if file.name != "model_final.pth":
@@ -239,7 +252,7 @@ def _summarise(folder: Path, run: Trained, outcome: PerQuery | PerTrial, quality
         **dict(zip(outcome.metric_names, means.tolist(), strict=True)),
         **_last_shares(folder),
         "environment": report.environment(),
-        "settings": recipes.flatten(run.cfg),
+        "settings": training_stages.flatten(run.cfg),
     }
     write_atomically(folder / "results.json", json.dumps(summary, indent=1, default=str).encode())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qsd_plugin.core.stages import Stage
-from qsd_plugin.hosts.fastreid import face_tests, recipes, samplers
+from qsd_plugin.hosts.fastreid import face_tests, samplers, training_stages
 from qsd_plugin.hosts.fastreid.datasets import test_set
 from qsd_plugin.hosts.fastreid.training_views import check_config
 
@@ -26,12 +26,12 @@ def qgface_stages(cfg: Any, arguments: Any) -> list[Stage]:
     """
     check(cfg)
     root = Path(cfg.OUTPUT_DIR)
-    own = recipes.derive(cfg, root / NAME)
-    data = recipes._digest(recipes._training_items(cfg))
-    keys = recipes._without(own, recipes._NO_QUALITY)
+    own = training_stages.derive(cfg, root / NAME)
+    data = training_stages.data_digest(training_stages.training_items(cfg))
+    keys = training_stages.relevant_keys(own, training_stages.NO_QUALITY)
     inputs = [Path(cfg.MODEL.WEIGHTS)] if cfg.MODEL.WEIGHTS else []
-    stage = recipes._training_stage(NAME, own, arguments, data, keys=keys, inputs=inputs)
-    return [stage, *recipes._deploy_stages(own, root / NAME)]
+    stage = training_stages.training_stage(NAME, own, arguments, data, keys=keys, inputs=inputs)
+    return [stage, *training_stages.deploy_stages(own, root / NAME)]
 
 
 def check(cfg: Any) -> None:
@@ -47,4 +47,4 @@ def check(cfg: Any) -> None:
             face_tests.TESTS[name](cfg)
         else:
             test_set(cfg, name)
-    recipes.check_model(cfg)
+    training_stages.check_model(cfg)

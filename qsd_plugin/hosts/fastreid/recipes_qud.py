@@ -8,7 +8,7 @@ from typing import Any
 
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.core.stages import Stage
-from qsd_plugin.hosts.fastreid import face_tests, recipes, samplers
+from qsd_plugin.hosts.fastreid import face_tests, samplers, training_stages
 from qsd_plugin.hosts.fastreid.cached_features import features_folder
 from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set
@@ -38,28 +38,30 @@ def qud_stages(cfg: Any, arguments: Any) -> list[Stage]:
         else:
             test_set(cfg, name)
     root = Path(cfg.OUTPUT_DIR)
-    student = recipes.derive(cfg, root / "student")
+    student = training_stages.derive(cfg, root / "student")
     stages = []
     if _trains_teacher(cfg):
         stages.append(_teacher_stage(cfg, root / "teacher", arguments))
-        recipes.check_model(student, QUD__TEACHER__SOURCE="cache")  # all but the teacher, which is not there yet
+        training_stages.check_model(
+            student, QUD__TEACHER__SOURCE="cache"
+        )  # all but the teacher, which is not there yet
         made = {"CONFIG": "config.yaml", "WEIGHTS": "model_final.pth"}
         trained = {f"KD__MODEL_{key}": [str(root / "teacher" / name)] for key, name in made.items()}
-        student = recipes.derive(student, root / "student", **trained)
+        student = training_stages.derive(student, root / "student", **trained)
     else:
-        recipes.check_model(student)
+        training_stages.check_model(student)
     inputs = [*teacher_files(student), *([Path(cfg.MODEL.WEIGHTS)] if cfg.MODEL.WEIGHTS else [])]
-    items = recipes._training_items(cfg)
+    items = training_stages.training_items(cfg)
     if wants_cache(student):
         if not student.QUD.CACHE.FOLDER:
             stages += cache_of_teacher(student, items)
-            student = recipes.derive(student, root / "student", QUD__CACHE__FOLDER=str(root / "cache"))
+            student = training_stages.derive(student, root / "student", QUD__CACHE__FOLDER=str(root / "cache"))
         inputs.append(features_folder(student) / "cache.json")
     labelled = in_chain(cfg, "QSD") or samplers.needs_labels(cfg)
-    keys = recipes._without(student, () if labelled else recipes._NO_QUALITY)
-    data = recipes._digest(items)
-    stages.append(recipes._training_stage("student", student, arguments, data, keys=keys, inputs=inputs))
-    return stages + recipes._deploy_stages(student, root / "student")
+    keys = training_stages.relevant_keys(student, () if labelled else training_stages.NO_QUALITY)
+    data = training_stages.data_digest(items)
+    stages.append(training_stages.training_stage("student", student, arguments, data, keys=keys, inputs=inputs))
+    return stages + training_stages.deploy_stages(student, root / "student")
 
 
 def _trains_teacher(cfg: Any) -> bool:
@@ -71,7 +73,7 @@ def _trains_teacher(cfg: Any) -> bool:
 def cache_of_teacher(student: Any, items: Mapping[str, list[Item]]) -> list[Stage]:
     """The stage that asks the teacher once per image: an ONNX file if one is named, else the network."""
     source = "onnx" if student.QUD.TEACHER.ONNX else "network"
-    asked = recipes.derive(student, Path(student.OUTPUT_DIR), QUD__TEACHER__SOURCE=source)
+    asked = training_stages.derive(student, Path(student.OUTPUT_DIR), QUD__TEACHER__SOURCE=source)
 
     def teacher() -> Teacher:
         built = build_teacher(asked)
@@ -83,10 +85,10 @@ def cache_of_teacher(student: Any, items: Mapping[str, list[Item]]) -> list[Stag
 
 def _teacher_stage(cfg: Any, folder: Path, arguments: Any) -> Stage:
     teacher = teacher_stage_config(cfg, folder)
-    recipes.check_model(teacher)
-    data = recipes._digest(recipes._training_items(teacher))
-    keys = recipes._without(teacher, recipes._NO_QUALITY)
-    return recipes._training_stage("teacher", teacher, arguments, data, keys=keys)
+    training_stages.check_model(teacher)
+    data = training_stages.data_digest(training_stages.training_items(teacher))
+    keys = training_stages.relevant_keys(teacher, training_stages.NO_QUALITY)
+    return training_stages.training_stage("teacher", teacher, arguments, data, keys=keys)
 
 
 def teacher_stage_config(cfg: Any, output_dir: Path) -> Any:
@@ -110,4 +112,4 @@ def teacher_stage_config(cfg: Any, output_dir: Path) -> Any:
     paths = {f"DATA__{key}": cfg.DATA[key] for key in ("ROOT", "CACHE") if cfg.DATA[key]}
     own = ("FOLDER", "LIST", "RECORD", "VERIFICATION", "PAIRS")
     paths |= {f"DATA__{key}": cfg.DATA[key] for key in own if cfg.DATA[key] and not teacher.DATA[key]}
-    return recipes.derive(teacher, output_dir, SEED=cfg.SEED, MODEL__DEVICE=cfg.MODEL.DEVICE, **paths)
+    return training_stages.derive(teacher, output_dir, SEED=cfg.SEED, MODEL__DEVICE=cfg.MODEL.DEVICE, **paths)

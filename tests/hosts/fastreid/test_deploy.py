@@ -24,7 +24,7 @@ from fastreid.modeling.backbones import BACKBONE_REGISTRY  # noqa: E402
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead  # noqa: E402
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, build_model  # noqa: E402
 
-from qsd_plugin.hosts.fastreid import deploy, deployed, recipes  # noqa: E402
+from qsd_plugin.hosts.fastreid import deploy, deployed, training_stages  # noqa: E402
 from qsd_plugin.hosts.fastreid.compose import ComposedArchitecture, base_architecture  # noqa: E402
 
 PROVENANCE: dict[str, Any] = {"metrics": {"mAP": 12.5}, "config_hash": "0123", "command": ["train net.py", "A", "1"]}
@@ -99,7 +99,7 @@ def test_config_has_the_keys_of_the_host_s_source_and_no_name_of_the_plugin(tmp_
     shipped: dict[str, Any] = {}
     source = (host.host_folder() / "config" / "defaults.py").read_text().replace("from .config", "from fastreid.config")
     exec(source, shipped)
-    assert set(recipes.flatten(written)) == set(recipes.flatten(shipped["_C"]))
+    assert set(training_stages.flatten(written)) == set(training_stages.flatten(shipped["_C"]))
     assert written.DATASETS.NAMES == ["Market1501"]
     assert written.DATASETS.TESTS == []
     assert written.MODEL.LOSSES.NAME == ["CrossEntropyLoss"]
@@ -202,9 +202,9 @@ def test_backbone_of_the_plugin_cannot_be_deployed_and_the_run_says_so(
     with pytest.raises(ConfigError, match=message):
         deploy.plain_config(cfg)
     torch.save({"model": {}}, tmp_path / "model_final.pth")
-    monkeypatch.setattr(recipes, "train", lambda cfg, arguments, resume: {"mAP": 1.0})
+    monkeypatch.setattr(training_stages, "train", lambda cfg, arguments, resume: {"mAP": 1.0})
     with caplog.at_level(logging.WARNING):
-        assert recipes.train_and_deploy(cfg, None, resume=False) == {"mAP": 1.0}
+        assert training_stages.train_and_deploy(cfg, None, resume=False) == {"mAP": 1.0}
     assert f"No deploy folder: {message}" in caplog.text
     assert not (tmp_path / "deploy").exists()
 

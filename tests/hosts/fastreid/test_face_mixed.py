@@ -22,7 +22,7 @@ from qsd_plugin.degradations.levels import parse_levels
 from qsd_plugin.evaluation.identification import closed_set
 from qsd_plugin.evaluation.verification import verify_distances
 from qsd_plugin.hosts import fastreid as host
-from qsd_plugin.hosts.fastreid import face_trials, recipes
+from qsd_plugin.hosts.fastreid import face_trials, recipes, training_stages
 from qsd_plugin.hosts.fastreid.face_mixed import mixed_test
 from qsd_plugin.hosts.fastreid.face_report import as_table
 from qsd_plugin.hosts.fastreid.face_tests import TESTS
@@ -240,7 +240,7 @@ def test_settings_of_the_evaluation_belong_to_stages_that_evaluate(cache: Path, 
         "TEST.FUSION": "concat",
     }
     assert recipes.evaluation_keys(config(tmp_path, cache)) == {}
-    kept = recipes._without(mixed, ())  # what a training depends on
+    kept = training_stages.relevant_keys(mixed, ())  # what a training depends on
     assert not any(key.startswith(("EVALUATION.", "TEST.", "DATA.CRLFW")) for key in kept)
     assert "DATA.FACES.SIZE" in kept
 

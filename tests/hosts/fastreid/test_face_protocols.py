@@ -107,7 +107,7 @@ def test_ijb(tmp_path: Path) -> None:
 def test_eval_only_on_scface(tmp_path: Path) -> None:
     from fastreid.modeling.meta_arch import build_model
 
-    from qsd_plugin.hosts.fastreid import extract, recipes
+    from qsd_plugin.hosts.fastreid import extract, training_stages
 
     names = [f"{i:03}_{kind}.png" for i in range(1, 5) for kind in ("cam1_1", "cam2_2", "cam5_3", "cam6_1", "frontal")]
     write(tmp_path / "scface", names, [int(name[:3]) for name in names])
@@ -117,7 +117,7 @@ def test_eval_only_on_scface(tmp_path: Path) -> None:
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     arguments = argparse.Namespace(config_file="", eval_only=True, num_gpus=0, resume=False, opts=[])
-    found = recipes.evaluate(cfg, arguments)
+    found = training_stages.evaluate(cfg, arguments)
     used = [name for name in names if "cam6" not in name]
     items = [(str(tmp_path / "scface" / name), 0, 0) for name in used]
     results = scface(extract.embed(cfg, extract.load_model(cfg, tmp_path / "model.pth"), items), used)

@@ -15,7 +15,7 @@ from toy import use_market, write_market
 from qsd_plugin.core.errors import CheckpointError, ConfigError
 from qsd_plugin.core.streams import torch_stream
 from qsd_plugin.hosts import fastreid as host
-from qsd_plugin.hosts.fastreid import deploy, deployed, recipes, sharded_head
+from qsd_plugin.hosts.fastreid import deploy, deployed, recipes, sharded_head, training_stages
 from qsd_plugin.hosts.fastreid.sharded_checkpoints import ROWS, SHARDS
 
 host.activate()
@@ -300,5 +300,5 @@ def test_training_without_classes_is_named_and_evaluation_needs_none() -> None:
 
 def test_recipe_tries_the_head_with_enough_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharded_head, "world_size", lambda: 6)
-    monkeypatch.setattr(recipes, "world_size", lambda: 6)
+    monkeypatch.setattr(training_stages, "world_size", lambda: 6)
     recipes.check_final_stage(face_cfg(**{"MODEL.HEADS.NUM_CLASSES": 0, "DATASETS.TESTS": ()}))

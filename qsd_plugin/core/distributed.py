@@ -30,19 +30,20 @@ def rank() -> int:
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum of ``tensor`` over ranks, detached; every rank gets the same values."""
+    """Sum of ``tensor`` over ranks, detached, equal on every rank; in a single process the tensor itself."""
     return _all_reduce(tensor, dist.ReduceOp.SUM)
 
 
 def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
-    """Elementwise maximum of ``tensor`` over ranks, detached."""
+    """Elementwise maximum of ``tensor`` over ranks, detached. In a single process the tensor itself."""
     return _all_reduce(tensor, dist.ReduceOp.MAX)
 
 
 def _all_reduce(tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
+    if not initialised():
+        return tensor.detach()
     reduced = tensor.detach().clone()
-    if initialised():
-        dist.all_reduce(reduced, op=operation)
+    dist.all_reduce(reduced, op=operation)
     return reduced
 
 

@@ -55,14 +55,11 @@ class KeyIndex:
             basenames: Whether the last rule applies. Switch it off where images of other data sets are looked up too.
         """
         found = self._memory.setdefault((None if root is None else os.fspath(root), basenames), {})
-        rows = []
-        for path in paths:
-            name = os.fspath(path)
-            row = found.get(name)
-            if row is None:
-                row = found[name] = self._find(name, root, basenames)
-            rows.append(row)
-        return np.array(rows, dtype=np.int64)
+        names = [os.fspath(path) for path in paths]
+        for name in names:
+            if name not in found:
+                found[name] = self._find(name, root, basenames)
+        return np.fromiter(map(found.__getitem__, names), dtype=np.int64, count=len(names))
 
     def _find(self, path: str, root: PathLike | None, basenames: bool) -> int:
         posix = PurePath(path).as_posix()

@@ -9,7 +9,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qsd_plugin.core.errors import ConfigError, LabelError
 from qsd_plugin.core.streams import torch_stream
-from qsd_plugin.methods.qsd import QSDLoss, check_quality, energy_map, inbatch_pairs, map_level, pair_gate
+from qsd_plugin.methods.qsd import (
+    QSDLoss,
+    check_quality,
+    energy_map,
+    inbatch_pairs,
+    map_levels,
+    pair_gate,
+    vector_levels,
+    with_known_gradient,
+)
 
 WEIGHTS = {"stage": 1.0, "embedding": 0.7, "logits": 0.1}
 SHAPES = {"stage": (5, 4, 3), "embedding": (6,), "logits": (4,)}
@@ -25,6 +34,13 @@ def make_taps(
         level: torch.randn(batch, *shape, generator=torch_stream(0, name, level), dtype=dtype).requires_grad_(grad)
         for level, shape in SHAPES.items()
     }
+
+
+def map_level(student, teacher, keep, **options):
+    """One level of [B, H, W] maps on the graph of the students, and its range."""
+    flat = student.flatten(1), teacher.flatten(1)
+    values, gradients, ranges = map_levels(*flat, [flat[0].shape[1]], keep, keep.sum(), **options)
+    return with_known_gradient(values, flat[0], gradients)[0], ranges[0]
 
 
 def plain_map_level(student, teacher, distance="l2", attached=True):
@@ -64,7 +80,7 @@ def test_map_gradient_is_the_written_formula(scale_grad):
     teacher = torch.rand(6, 4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     keep = torch.zeros(6, dtype=torch.bool)
     keep[KEPT] = True
-    level, scale = map_level(student, teacher, keep, keep.sum(), scale_grad=scale_grad)
+    level, scale = map_level(student, teacher, keep, scale_grad=scale_grad)
     level.backward()
 
     s, t = student.detach()[KEPT], teacher.detach()[KEPT]
@@ -88,7 +104,7 @@ def test_no_scale_gradient_below_the_smallest_range():
     gradients = []
     for scale_grad in ("attached", "detached"):
         ours = student.clone().requires_grad_()
-        map_level(ours, teacher, keep, keep.sum(), scale_grad=scale_grad)[0].backward()
+        map_level(ours, teacher, keep, scale_grad=scale_grad)[0].backward()
         gradients.append(ours.grad)
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=0)
 
@@ -101,7 +117,7 @@ def test_equal_extremes_share_the_scale_gradient(distance):
     teacher = torch.rand(3, 4, 4, generator=torch_stream(3), dtype=torch.float64)
     ours, plain = student.clone().requires_grad_(), student.clone().requires_grad_()
     keep = torch.ones(3, dtype=torch.bool)
-    map_level(ours, teacher, keep, keep.sum(), distance=distance)[0].backward()
+    map_level(ours, teacher, keep, distance=distance)[0].backward()
     plain_map_level(plain, teacher, distance).backward()
     torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-12, atol=1e-15)
 
@@ -128,6 +144,70 @@ def test_equals_the_plain_formula_over_selected_rows(distance, scale_grad):
     for mine, theirs in zip(ours, plain, strict=True):
         for level in SHAPES:
             torch.testing.assert_close(mine[level].grad, theirs[level].grad, rtol=1e-9, atol=1e-12)
+
+
+def test_vector_gradient_is_that_of_the_cosine_and_of_the_floored_length_below():
+    """Two levels side by side; of the second's students one is zero and one shorter than the smallest length."""
+    student = torch.randn(4, 5, generator=torch_stream(5), dtype=torch.float64)
+    student[0, 3:], student[1, 3:] = 0.0, torch.tensor([3e-7, 4e-7])
+    student.requires_grad_()
+    teacher = torch.randn(4, 5, generator=torch_stream(6), dtype=torch.float64)
+    keep = torch.tensor([True, True, True, False])
+    values, gradients = vector_levels(student.detach(), teacher, [3, 2], keep, keep.sum())
+    for columns, value, gradient in zip((slice(3), slice(3, 5)), values, gradients, strict=True):
+        s, t = student[:3, columns], F.normalize(teacher[:3, columns])
+        length = s.norm(dim=1)
+        floored = torch.where(length > 1e-6, length, 1e-6)
+        plain = (1 - (s * t).sum(1) / floored).mean()
+        (expected,) = torch.autograd.grad(plain, student)
+        torch.testing.assert_close(value, plain.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(gradient, expected[:, columns], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("scale_grad", ["attached", "detached"])
+def test_maps_of_different_sizes_side_by_side_equal_each_alone(scale_grad):
+    student, teacher = (torch.rand(6, 16, generator=torch_stream(seed), dtype=torch.float64) for seed in (7, 8))
+    keep = torch.zeros(6, dtype=torch.bool)
+    keep[KEPT] = True
+    together = map_levels(student, teacher, [12, 4], keep, keep.sum(), scale_grad=scale_grad)
+    for level, (columns, size) in enumerate(((slice(12), 12), (slice(12, 16), 4))):
+        parts = student[:, columns], teacher[:, columns]
+        alone = map_levels(*parts, [size], keep, keep.sum(), scale_grad=scale_grad)
+        for ours, expected in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours[level], expected[0], rtol=1e-12, atol=0)
+
+
+def test_each_level_has_its_own_gradient():
+    """Of levels side by side only the one that is asked for moves, and by what is asked."""
+    loss, labels = QSDLoss(WEIGHTS), (QUALITY_1, QUALITY_2)
+    taps = [make_taps(name, dtype=torch.float64, grad=True) for name in "12"]
+    everything = loss(*taps, *labels)
+    for name in SHAPES:
+        rows = [each[level] for each in taps for level in SHAPES]
+        got = torch.autograd.grad(3 * everything.levels[name], rows, retain_graph=True)
+        alone = [{name: each[name]} for each in taps]
+        expected = iter(torch.autograd.grad(3 * QSDLoss({name: 1.0})(*alone, *labels).total, [x[name] for x in alone]))
+        for gradient, level in zip(got, [*SHAPES, *SHAPES], strict=True):
+            wanted = next(expected) if level == name else torch.zeros_like(gradient)
+            torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=0)
+
+
+def test_a_second_derivative_is_refused():
+    """The gradient is known as a number; going through it again would give a part of the derivative only."""
+    taps = make_taps("1", grad=True)
+    total = QSDLoss(WEIGHTS)(taps, make_taps("2"), QUALITY_1, QUALITY_2).total
+    (gradient,) = torch.autograd.grad(total.square(), taps["embedding"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_order_of_the_levels_is_that_of_the_weights_and_roles_may_mix():
+    taps = make_taps("1"), make_taps("2")
+    mixed = {name: WEIGHTS[name] for name in ("logits", "stage", "embedding")}
+    result, usual = (QSDLoss(weights)(*taps, QUALITY_1, QUALITY_2) for weights in (mixed, WEIGHTS))
+    assert list(result.levels) == list(mixed)
+    assert all(torch.equal(result.levels[name], usual.levels[name]) for name in WEIGHTS)
+    torch.testing.assert_close(result.total, sum(w * usual.levels[name] for name, w in WEIGHTS.items()))
 
 
 # --- invariances

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -33,6 +35,33 @@ def test_runs_are_interleaved_and_ratios_paired(monkeypatch: pytest.MonkeyPatch)
     seconds = {"a_seconds": 6.0, "a_high_seconds": 30.0, "b_seconds": 2.0}
     assert result == {"median": 3.0, "low": 2.0, "high": 3.0, **seconds, "pairs": 3}
     assert result["median"] == median([2 / 1, 6 / 2, 30 / 10])
+
+
+@pytest.mark.parametrize(("pairs", "rounds", "counts"), [(7, 3, [2, 2, 3]), (60, 4, [15] * 4), (2, 4, [1, 1])])
+def test_pairs_are_pooled_over_rounds_with_sides_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, pairs: int, rounds: int, counts: list[int]
+) -> None:
+    clock, builds, runs = [0.0], [], []
+
+    def build(b_first: bool) -> tuple[Callable[[], None], Callable[[], None]]:
+        builds.append(b_first)
+        number = len(builds)  # in round n a pair takes n seconds to 1
+
+        def work(name: str, takes: float) -> None:
+            runs.append((number, name))
+            clock[0] += takes
+
+        return partial(work, "a", float(number)), partial(work, "b", 1.0)
+
+    monkeypatch.setattr(paired.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(paired.gc, "collect", lambda: 0)
+    result = paired.pooled_ratio(build, pairs, rounds=rounds)
+    assert builds == [False, True, False, True][: len(counts)]
+    ratios = [float(number) for number, count in enumerate(counts, start=1) for _ in range(count)]
+    assert (result["pairs"], result["median"]) == (pairs, median(ratios))
+    assert (result["low"], result["high"]) == paired.median_interval(ratios)
+    timed = [name for number in range(1, len(counts) + 1) for name in [n for r, n in runs if r == number][2:]]
+    assert "".join(timed) == ("abba" * pairs)[: 2 * pairs]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")

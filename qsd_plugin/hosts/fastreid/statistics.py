@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 
 import torch
 
@@ -30,13 +31,16 @@ class Statistics:
         self.prefix = prefix
         self.period = period
         self._watch = watch
-        self._sums: dict[str, torch.Tensor] = {}
+        # One vector for each set of names, of which there is one as a rule; adding value by value would be slow.
+        self._sums: dict[tuple[str, ...], torch.Tensor] = {}
         self._steps = 0
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
         """Add one step's 0-d tensors; every ``period`` steps their means go to the host's event storage."""
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
+        if values:
+            names = tuple(values)
+            with torch.no_grad():
+                self._sums[names] = self._sums.get(names, 0.0) + torch.stack(list(values.values())).float()
         self._steps += 1
         if self._steps >= self.period:
             self.flush()
@@ -47,8 +51,10 @@ class Statistics:
 
         if not self._steps:
             return {}
-        values = (torch.stack(list(self._sums.values())) / self._steps).tolist()
-        means, steps = dict(zip(self._sums, values, strict=True)), self._steps
+        values = (torch.cat(list(self._sums.values())) / self._steps).tolist() if self._sums else []
+        means, steps = dict.fromkeys(chain(*self._sums), 0.0), self._steps
+        for name, value in zip(chain(*self._sums), values, strict=True):
+            means[name] += value
         self._sums, self._steps = {}, 0
         for warning in self._watch(means, steps) if self._watch else ():
             logger.warning(warning)

@@ -1,7 +1,7 @@
 """QSD: quality self-distillation (Ou et al., IEEE TMM 2024)."""
 
 from qsd_plugin.methods.qsd.gate import PairGate, check_quality, gap_weights, pair_gate
-from qsd_plugin.methods.qsd.levels import energy_map, map_level, vector_level
+from qsd_plugin.methods.qsd.levels import energy_map, map_levels, vector_levels, with_known_gradient
 from qsd_plugin.methods.qsd.loss import QSDLoss, QSDResult
 from qsd_plugin.methods.qsd.pairing import best_vs_rest_pairs, check_blocks, inbatch_pairs
 from qsd_plugin.methods.qsd.presets import Preset, level_weights, preset
@@ -20,8 +20,9 @@ __all__ = [
     "gap_weights",
     "inbatch_pairs",
     "level_weights",
-    "map_level",
+    "map_levels",
     "pair_gate",
     "preset",
-    "vector_level",
+    "vector_levels",
+    "with_known_gradient",
 ]

@@ -26,7 +26,7 @@ class PairGate(NamedTuple):
     gap: Tensor
     """[B] float64: absolute difference of the labels; 0 where one is missing."""
     unsure: Tensor
-    """[B] bool: the gap is within the labels' own uncertainty."""
+    """[B] bool: dropped because the gap, though between the bounds, is within the labels' own uncertainty."""
     out_of_range: Tensor
     """[B] bool: a label lies outside [0, q_max]; for warnings only, nothing is dropped for it."""
     mean_gap: Tensor
@@ -35,24 +35,23 @@ class PairGate(NamedTuple):
 
     def counts(self) -> dict[str, Tensor]:
         """0-d counts over all ranks: ``pairs``, disjoint what became of them, and two subsets of their own."""
-        tied = self.labelled & (self.gap == 0)
-        low = self.labelled & ~tied & (self.gap < self.lower)
-        high = self.labelled & (self.gap > self.upper)
+        differ = self.gap > 0  # so they are labelled, too
         local = {
             "pairs": torch.ones_like(self.keep),
             "kept": self.keep,
-            "dropped_low": low,
-            "dropped_high": high,
-            "dropped_unsure": self.labelled & ~tied & ~low & ~high & self.unsure,
-            "ties": tied,
+            "dropped_low": differ & (self.gap < self.lower),
+            "dropped_high": self.gap > self.upper,
+            "dropped_unsure": self.unsure,
+            "ties": self.labelled ^ differ,
             "unlabelled": ~self.labelled,
             "out_of_range": self.out_of_range,
             "taught_by_1": self.keep & self.teacher_1,
         }
-        whole = all_reduce_sum(torch.stack([flags.sum() for flags in local.values()]))
+        whole = all_reduce_sum(torch.stack(list(local.values())).sum(1))
         return dict(zip(local, whole.unbind(), strict=True))
 
 
+@torch.no_grad()
 def pair_gate(
     quality_1: Tensor,
     quality_2: Tensor,
@@ -93,22 +92,25 @@ def pair_gate(
 
     Source: Ou et al., IEEE TMM 2024, doi 10.1109/TMM.2024.3358697; constants as in the authors' program.
     """
-    q1, q2 = quality_1.detach().double(), quality_2.detach().double()
-    labelled = torch.isfinite(q1) & torch.isfinite(q2)
+    q1, q2 = quality_1.double(), quality_2.double()
+    worse, better = torch.minimum(q1, q2), torch.maximum(q1, q2)
+    distance = better - worse
+    labelled = distance < torch.inf  # false for NaN, and a label that is not finite makes it NaN or infinite
     for valid in (valid_1, valid_2):
         if valid is not None:
             labelled = labelled & valid.bool()
-    gap = torch.where(labelled, (q1 - q2).abs(), 0.0)
+    gap = torch.where(labelled, distance, 0.0)
     counted = labelled if missing == "exclude" else torch.ones_like(labelled)
-    gap_sum, count = all_reduce_sum(torch.stack([gap.sum(), counted.sum().double()])).unbind()
+    gap_sum, count = all_reduce_sum(torch.stack([gap.sum(), counted.sum(dtype=gap.dtype)])).unbind()
     mean_gap = gap_sum / count.clamp(min=1)
     lower = tau * mean_gap
     upper = q_max - tau * (q_max - mean_gap)
+    outside = labelled & ((worse < 0) | (better > q_max))
+    keep = (gap > 0) & (gap >= lower) & (gap <= upper)
     unsure = torch.zeros_like(labelled)
     if confidence > 0 and spread_1 is not None and spread_2 is not None:
-        unsure = gap < confidence * torch.hypot(spread_1.detach().double(), spread_2.detach().double())
-    outside = labelled & ((torch.minimum(q1, q2) < 0) | (torch.maximum(q1, q2) > q_max))
-    keep = labelled & (q1 != q2) & (gap >= lower) & (gap <= upper) & ~unsure
+        unsure = keep & (gap < confidence * torch.hypot(spread_1.double(), spread_2.double()))
+        keep = keep & ~unsure
     if compat_empty_test:
         keep = keep & (all_reduce_sum(torch.where(keep, q1, 0.0).sum()) != 0)
     return PairGate(keep, q1 > q2, labelled, gap, unsure, outside, mean_gap, lower, upper)

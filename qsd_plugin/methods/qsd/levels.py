@@ -4,18 +4,25 @@ Across ranks: reduces statistics. A level's *value* is that of the whole batch o
 rank's part times the number of ranks, so that the averaging of data-parallel training yields the gradient of the whole
 batch. All statistics enter it as constants, hence no collective is differentiated through.
 
-Shapes: B pairs on this rank, C channels, H x W map, D vector length, P kept pairs of the whole batch (0-d tensor).
+A step has a few levels with a few scalars each, which cost more to launch than to compute. So the levels of a kind lie
+side by side as columns of one matrix, their scalars in one vector, and every gradient is worked out with its value
+(:func:`with_known_gradient`).
+
+Shapes: B pairs on this rank, C channels, H x W map, D vector length, L levels of n_l columns each, P kept pairs of the
+whole batch (0-d tensor).
 Source: Ou et al., IEEE TMM 2024, doi 10.1109/TMM.2024.3358697; formulae as in the authors' program.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from qsd_plugin.core.distributed import all_reduce_max, all_reduce_sum, world_size
 
@@ -49,16 +56,17 @@ def energy_map(features: Tensor, norm: str | None = None) -> Tensor:
     return unit if norm == "l2" else unit * math.sqrt(energy.shape[1] * energy.shape[2])
 
 
-def map_level(
+def map_levels(
     student: Tensor,
     teacher: Tensor,
+    sizes: Sequence[int],
     keep: Tensor,
     pairs: Tensor,
     *,
     distance: str = "l2",
     scale_grad: str = "attached",
     weight: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """``L = (2 / R) E``, with E the mean distance of the maps and R the range of the students' energies.
 
     E averages ``(A(s) - sg A(t))^2`` (``"l1"``: the absolute value) over kept pairs and pixels; R = max A(s) - min A(s)
@@ -71,8 +79,10 @@ def map_level(
     share it evenly, like :func:`torch.amax`. It acts on single pixels, yet dominates the map gradient.
 
     Args:
-        student: Energy maps of the student images, [B, H, W], >= 0.
-        teacher: Energy maps of the teacher images, [B, H, W]; receives no gradient.
+        student: Energy maps of the student images, >= 0, a level's H W pixels beside those of the one before, [B, sum
+            of sizes].
+        teacher: Energy maps of the teacher images, likewise.
+        sizes: H W of each level, L of them, at least one.
         keep: [B] bool.
         pairs: P.
         distance: ``"l2"`` or ``"l1"``.
@@ -80,56 +90,102 @@ def map_level(
         weight: Weight of each pair in E, [B], of mean 1 over the kept pairs of the whole batch; R ignores it.
 
     Returns:
-        The level (0 with zero gradients if P = 0) and R (0 if P = 0), both 0-d.
+        The levels [L] float64 (0 if P = 0), the gradient of each by its columns of ``student`` [B, n_l] (this rank's
+        part times the number of ranks; 0 if P = 0), and R of each [L] float64 (0 if P = 0). Detached.
     """
     with torch.no_grad():
-        mask = keep[:, None, None]
-        difference = torch.where(mask, student - teacher, 0.0)
+        dropped = ~keep[:, None]
+        difference = (student - teacher).masked_fill(dropped, 0.0)
         error = difference.square() if distance == "l2" else difference.abs()
         slope_of_error = 2 * difference if distance == "l2" else difference.sign()
         if weight is not None:
-            weights = weight.to(error.dtype)[:, None, None]
+            weights = weight.to(error.dtype)[:, None]
             error, slope_of_error = error * weights, slope_of_error * weights
-        error_sum = all_reduce_sum(error.sum().double())
-        peak, floor, teacher_peak = _extremes(student, teacher, keep)
+        error_sum = all_reduce_sum(torch.stack([part.sum() for part in error.split_with_sizes(sizes, 1)]).double())
+
+        # Largest and smallest student energy and largest teacher energy of each level; -inf, inf, -inf if P = 0.
+        signed = torch.stack([student, -student, teacher]).masked_fill(dropped, -torch.inf)
+        extremes = all_reduce_max(_maxima(signed, sizes))
+        peak, negative_floor, teacher_peak = extremes.double().unbind()
 
         # Scalars in float64: 1 / R^2 of nearly constant maps leaves the range of float32. Any R will do when P = 0.
-        some = pairs > 0
-        spread = torch.where(some, peak.double() - floor.double(), 0.0)
-        smallest = torch.where(some, RANGE_EPS * torch.maximum(peak, teacher_peak).double(), 1.0)
+        spread = (peak + negative_floor).clamp(min=0)
+        smallest = torch.where(pairs > 0, RANGE_EPS * torch.maximum(peak, teacher_peak), 1.0)
         smallest = smallest.clamp(min=torch.finfo(torch.float32).tiny)
         scale = torch.maximum(spread, smallest)
-        per_error = 2 / (pairs.clamp(min=1) * (student.shape[1] * student.shape[2]) * scale)
+        at_least_one = pairs.clamp(min=1)
+        number = torch.stack([at_least_one * size for size in sizes])
+        per_error = 2 / (number * scale)
         value = per_error * error_sum
-        gradient = slope_of_error * per_error.to(error.dtype)
+        factors = [per_error]
         if scale_grad == "attached":
-            slope = torch.where(spread > smallest, value / scale, 0.0).to(error.dtype)
-            at_peak, at_floor = mask & (student == peak), mask & (student == floor)
-            ties = all_reduce_sum(torch.stack([at_peak.sum(), at_floor.sum()])).clamp(min=1)
-            gradient = gradient - at_peak * (slope / ties[0]) + at_floor * (slope / ties[1])
-    return _with_known_gradient(value.to(student.dtype), student, gradient * world_size()), spread
+            slope = torch.where(spread > smallest, value / scale, 0.0)
+            extreme = signed[:2] == _columns(extremes[:2], sizes)[:, None]
+            ties = torch.stack([at.sum((1, 2)) for at in extreme.split_with_sizes(sizes, 2)], 1)
+            factors += (slope / all_reduce_sum(ties).clamp(min=1)).unbind()
+        columns = _columns(torch.stack(factors) * world_size(), sizes).to(error.dtype)
+        gradient = slope_of_error * columns[0]
+        if scale_grad == "attached":
+            at_peak, at_floor = extreme * columns[1:, None]
+            gradient = gradient - at_peak + at_floor
+    return value, list(gradient.split_with_sizes(sizes, 1)), spread
 
 
-def vector_level(student: Tensor, teacher: Tensor, keep: Tensor, pairs: Tensor, weight: Tensor | None = None) -> Tensor:
+def vector_levels(
+    student: Tensor, teacher: Tensor, sizes: Sequence[int], keep: Tensor, pairs: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """``L = (1/P) sum (1 - cos(sg t, s))`` over kept pairs; a zero vector has cosine 0.
 
+    The gradient of a pair's cosine ``c = t.s / (|t| |s|)`` is ``t / (|t| |s|) - s c / |s|^2``. Lengths are at least
+    ``COSINE_EPS``; where that acts on the student, c is linear in s and the second part is missing.
+
     Args:
-        student: [B, D].
-        teacher: [B, D]; receives no gradient.
+        student: Vectors of the student images, a level's D entries beside those of the one before, [B, sum of sizes].
+        teacher: Vectors of the teacher images, likewise.
+        sizes: D of each level, L of them, at least one.
         keep: [B] bool.
         pairs: P.
         weight: Weight of each pair, [B], of mean 1 over the kept pairs of the whole batch.
 
     Returns:
-        0-d; 0 with zero gradients if P = 0.
+        The levels [L] float64 (0 if P = 0) and the gradient of each by its columns of ``student`` [B, n_l] (this rank's
+        part times the number of ranks; 0 if P = 0). Detached.
     """
-    cosine = F.cosine_similarity(teacher.detach(), student, dim=1, eps=COSINE_EPS)
-    error = torch.where(keep, 1 - cosine, 0.0)
-    error = error.sum() if weight is None else (error * weight.to(error.dtype)).sum()
-    count = pairs.clamp(min=1)
-    share = error / count * world_size()
-    value = all_reduce_sum(error.detach().double()) / count
-    return value.to(share.dtype) + (share - share.detach())  # the bracket is exactly 0, unlike share + (value - share)
+    with torch.no_grad():
+        both = list(zip(student.split_with_sizes(sizes, 1), teacher.split_with_sizes(sizes, 1), strict=True))
+        length = torch.stack([torch.linalg.vector_norm(s, dim=1) for s, _ in both], 1)
+        floored = length.clamp(min=COSINE_EPS)
+        product = floored * torch.stack([torch.linalg.vector_norm(t, dim=1) for _, t in both], 1).clamp(min=COSINE_EPS)
+        cosine = torch.stack([torch.linalg.vecdot(t, s, dim=1) for s, t in both], 1) / product
+
+        at_least_one = pairs.clamp(min=1).double()
+        share = (keep if weight is None else torch.where(keep, weight, 0.0)) / at_least_one
+        error = (1 - cosine).masked_fill(~keep[:, None], 0.0)
+        if weight is not None:
+            error = error * weight.to(error.dtype)[:, None]
+        value = all_reduce_sum(error.sum(0).double()) / at_least_one
+
+        per_cosine = (share * -world_size()).to(student.dtype)[:, None]
+        of_teacher = (per_cosine / product).unsqueeze(2).unbind(1)
+        bent = torch.where(length > COSINE_EPS, cosine, 0.0)
+        of_student = (per_cosine * bent / floored.square()).unsqueeze(2).unbind(1)
+        gradients = [t * a - s * b for (s, t), a, b in zip(both, of_teacher, of_student, strict=True)]
+    return value, gradients
+
+
+def with_known_gradient(values: Tensor, student: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """Put levels on the graph: one multiplication each way back, instead of a graph of many small steps.
+
+    Args:
+        values: The levels [L], detached.
+        student: What they are a function of, [B, sum of n_l].
+        gradients: Of each level by its columns of ``student``, [B, n_l].
+
+    Returns:
+        ``values``, in the precision of ``student``.
+    """
+    known: Tensor = _KnownGradient.apply(values.to(student.dtype), student, *gradients)  # type: ignore[no-untyped-call]
+    return known
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -146,33 +202,32 @@ class _MeanSquare(torch.autograd.Function):
         return features * (gradient * (2 / features.shape[1]))[:, None]
 
 
-def _extremes(student: Tensor, teacher: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest and smallest student energy and largest teacher energy of the kept pairs of the whole batch.
-
-    -inf, inf and -inf if there are none; shapes are known on the host, so this never waits.
-    """
-    if student.numel() == 0:
-        rows = student.new_full((3, 1), -torch.inf)
-    else:
-        low, high = student.flatten(1).aminmax(dim=1)
-        rows = torch.stack([high, -low, teacher.flatten(1).amax(dim=1)]).masked_fill(~keep, -torch.inf)
-    peak, negative_floor, teacher_peak = all_reduce_max(rows.amax(dim=1)).unbind()
-    return peak, -negative_floor, teacher_peak
-
-
 class _KnownGradient(torch.autograd.Function):
-    """A value whose gradient has been worked out with it: one multiplication backwards, instead of a graph."""
+    """Values whose gradients have been worked out with them, as numbers: there is no second derivative."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, student: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
+    def forward(ctx: Any, values: Tensor, student: Tensor, *gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return values.clone()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
-        return None, upstream * ctx.saved_tensors[0], None
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        scaled = [gradient * factor for gradient, factor in zip(gradients, upstream.unbind(), strict=True)]
+        return None, torch.cat(scaled, 1), *(None for _ in gradients)
 
 
-def _with_known_gradient(value: Tensor, student: Tensor, gradient: Tensor) -> Tensor:
-    known: Tensor = _KnownGradient.apply(value, student, gradient)  # type: ignore[no-untyped-call]
-    return known
+def _columns(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Each level's value at each of its columns, [..., L] to [..., sum of sizes]."""
+    return torch.cat(
+        [x.expand(*x.shape[:-1], n) for x, n in zip(values.split_with_sizes([1] * len(sizes), -1), sizes, strict=True)],
+        -1,
+    )
+
+
+def _maxima(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Largest entry of each level, [K, B, sum of sizes] to [K, L]; -inf if B = 0, a shape that is known on the host."""
+    if rows.numel() == 0:
+        return rows.new_full((rows.shape[0], len(sizes)), -torch.inf)
+    return torch.stack([part.amax((1, 2)) for part in rows.split_with_sizes(sizes, 2)], 1)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ConfigError, did_you_mean
-from qsd_plugin.methods.qsd.gate import gap_weights, pair_gate
-from qsd_plugin.methods.qsd.levels import MAP_NORMS, energy_map, map_level, vector_level
+from qsd_plugin.methods.qsd.gate import PairGate, gap_weights, pair_gate
+from qsd_plugin.methods.qsd.levels import MAP_NORMS, energy_map, map_levels, vector_levels, with_known_gradient
 
 
 class QSDResult(NamedTuple):
@@ -39,14 +39,22 @@ class _PairLabels(NamedTuple):
     spread_2: Tensor | None = None
 
 
-_Streams = tuple[dict[str, Tensor], dict[str, Tensor]]
+class _Rows(NamedTuple):
+    """What the levels compare, side by side: the columns of all energy maps, then those of all vectors."""
+
+    values: Tensor
+    """[B, sum of columns], float32 or float64."""
+    maps: dict[str, int]
+    """Columns of each map level."""
+    vectors: dict[str, int]
+    """Columns of each vector level."""
 
 
 class QSDLoss(nn.Module):
     """Pull the features of the worse image of a pair to those of the better one, at several depths.
 
     ``L = sum_l w_l L_l`` over the kept pairs of :func:`~.gate.pair_gate`; 4-D taps are maps
-    (:func:`~.levels.map_level`), 2-D taps are vectors (:func:`~.levels.vector_level`). Quality decides which image
+    (:func:`~.levels.map_levels`), 2-D taps are vectors (:func:`~.levels.vector_levels`). Quality decides which image
     teaches and whether the pair counts; how much only with ``gap_power``. The teacher's taps get exactly zero gradient;
     they are the same network's unless ``teacher_taps`` come from another one, e.g. a moving average. Without a kept
     pair every level is a zero that is attached to the graph.
@@ -167,11 +175,15 @@ class QSDLoss(nn.Module):
             if len(set(shapes)) > 1:
                 raise ConfigError(f"QSD tap {name!r}", value=tuple(shapes), expected="the same shape in both streams")
         with _fp32_island(taps_1):
-            rows_1, rows_2 = self._representations(taps_1), self._representations(taps_2)
-            teachers_1 = rows_1 if teacher_taps_1 is None else self._representations(teacher_taps_1)
-            teachers_2 = rows_2 if teacher_taps_2 is None else self._representations(teacher_taps_2)
-            labels = _PairLabels(quality_1, quality_2, valid_1, valid_2, spread_1, spread_2)
-            return self._distil((rows_1, rows_2), (teachers_1, teachers_2), labels)
+            gate = self._gate(_PairLabels(quality_1, quality_2, valid_1, valid_2, spread_1, spread_2))
+            first_teaches = gate.teacher_1[:, None]
+            rows_1, rows_2 = self._rows(taps_1), self._rows(taps_2)
+            students = rows_1._replace(values=torch.where(first_teaches, rows_2.values, rows_1.values))
+            with torch.no_grad():
+                values_1 = rows_1.values if teacher_taps_1 is None else self._rows(teacher_taps_1).values
+                values_2 = rows_2.values if teacher_taps_2 is None else self._rows(teacher_taps_2).values
+                teachers = torch.where(first_teaches, values_1, values_2)
+            return self._distil(gate, students, teachers)
 
     def in_batch(
         self,
@@ -198,22 +210,15 @@ class QSDLoss(nn.Module):
         batch = _batch_size(quality, valid, spread)
         for each in (taps,) if teacher_taps is None else (taps, teacher_taps):
             self._check_taps(each, batch)
-        first, second = pairs
-        labels = _PairLabels(
-            quality[first],
-            quality[second],
-            None if valid is None else valid[first],
-            None if valid is None else valid[second],
-            None if spread is None else spread[first],
-            None if spread is None else spread[second],
-        )
+        of_pairs = (None if x is None else x.index_select(0, i) for x in (quality, valid, spread) for i in pairs)
         with _fp32_island(taps):
-            rows = self._representations(taps)
-            students = _take(rows, first), _take(rows, second)
-            if teacher_taps is None:
-                return self._distil(students, students, labels)
-            rows = self._representations(teacher_taps)
-            return self._distil(students, (_take(rows, first), _take(rows, second)), labels)
+            gate = self._gate(_PairLabels(*of_pairs))  # type: ignore[arg-type]
+            rows = self._rows(taps)
+            students = rows._replace(values=_take(rows.values, torch.where(gate.teacher_1, pairs[1], pairs[0])))
+            with torch.no_grad():
+                values = rows.values if teacher_taps is None else self._rows(teacher_taps).values
+                teachers = values.index_select(0, torch.where(gate.teacher_1, *pairs))
+            return self._distil(gate, students, teachers)
 
     def extra_repr(self) -> str:
         """The options, for ``print(model)``."""
@@ -221,8 +226,8 @@ class QSDLoss(nn.Module):
         options += ["gap_power", "confidence"]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in options)
 
-    def _distil(self, students: _Streams, teachers: _Streams, labels: _PairLabels) -> QSDResult:
-        gate = pair_gate(
+    def _gate(self, labels: _PairLabels) -> PairGate:
+        return pair_gate(
             **labels._asdict(),
             tau=self.tau,
             q_max=self.q_max,
@@ -230,37 +235,50 @@ class QSDLoss(nn.Module):
             confidence=self.confidence,
             compat_empty_test=self.compat_empty_test,
         )
+
+    def _distil(self, gate: PairGate, students: _Rows, teachers: Tensor) -> QSDResult:
         counts = gate.counts()
         taught_by_1, pairs = counts.pop("taught_by_1"), counts["kept"]
-        stats = {**counts, "mean_gap": gate.mean_gap, "teacher_share_1": taught_by_1 / pairs.clamp(min=1)}
+        stats = counts | {"mean_gap": gate.mean_gap, "teacher_share_1": taught_by_1 / pairs.clamp(min=1)}
         stats["empty"] = (pairs == 0).float()
         weight = gap_weights(gate, pairs, self.gap_power) if self.gap_power else None
-        levels: dict[str, Tensor] = {}
-        for name in self.level_weights:
-            first, second = students[0][name], students[1][name]
-            teacher_1 = gate.teacher_1.view(-1, *[1] * (first.dim() - 1))
-            student = torch.where(teacher_1, second, first)
-            teacher = torch.where(teacher_1, teachers[0][name].detach(), teachers[1][name].detach())
-            if student.dim() == 3:
-                levels[name], stats[f"range/{name}"] = map_level(
-                    student,
-                    teacher,
-                    gate.keep,
-                    pairs,
-                    distance=self.map_distance,
-                    scale_grad=self.scale_grad,
-                    weight=weight,
-                )
-            else:
-                levels[name] = vector_level(student, teacher, gate.keep, pairs, weight)
-        total = torch.stack([weight * levels[name] for name, weight in self.level_weights.items()]).sum()
-        return QSDResult(total, levels, stats)
+        map_sizes, vector_sizes = list(students.maps.values()), list(students.vectors.values())
+        kinds = [sum(map_sizes), sum(vector_sizes)]
+        maps, vectors = students.values.split_with_sizes(kinds, 1)
+        map_teachers, vector_teachers = teachers.split_with_sizes(kinds, 1)
+        values, gradients = list[Tensor](), list[Tensor]()
+        if map_sizes:
+            value, gradients, ranges = map_levels(
+                maps,
+                map_teachers,
+                map_sizes,
+                gate.keep,
+                pairs,
+                distance=self.map_distance,
+                scale_grad=self.scale_grad,
+                weight=weight,
+            )
+            values.append(value)
+            stats |= {f"range/{name}": r for name, r in zip(students.maps, ranges.unbind(), strict=True)}
+        if vector_sizes:
+            value, of_vectors = vector_levels(vectors, vector_teachers, vector_sizes, gate.keep, pairs, weight)
+            values.append(value)
+            gradients += of_vectors
+        levels = with_known_gradient(torch.cat(values), students.values, gradients)
+        names = [*students.maps, *students.vectors]
+        by_name = dict(zip(names, levels.unbind(), strict=True))
+        # Filled one by one: a list of numbers would be copied to a GPU, which the host has to wait for.
+        weights = torch.stack([levels.new_full((), self.level_weights[name]) for name in names])
+        return QSDResult((levels * weights).sum(), {name: by_name[name] for name in self.level_weights}, stats)
 
-    def _representations(self, taps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the levels compare: [B, H, W] energy maps and [B, D] vectors, in float32 or float64."""
+    def _rows(self, taps: Mapping[str, Tensor]) -> _Rows:
+        """[B, H W] energy maps and [B, D] vectors, in float32 or float64."""
         rows = {name: taps[name] for name in self.level_weights}
         rows = {name: x if x.dtype == torch.float64 else x.float() for name, x in rows.items()}
-        return {name: energy_map(x, self.map_norm) if x.dim() == 4 else x for name, x in rows.items()}
+        maps = {name: energy_map(x, self.map_norm).flatten(1) for name, x in rows.items() if x.dim() == 4}
+        vectors = {name: x for name, x in rows.items() if x.dim() == 2}
+        values = torch.cat([*maps.values(), *vectors.values()], 1)
+        return _Rows(values, *({name: x.shape[1] for name, x in kind.items()} for kind in (maps, vectors)))
 
     def _check_taps(self, taps: Mapping[str, Tensor], batch: int) -> None:
         for name in taps:
@@ -306,7 +324,7 @@ def _fp32_island(taps: Mapping[str, Tensor]) -> torch.autocast:
     return torch.autocast(next(iter(taps.values())).device.type, enabled=False)
 
 
-def _take(rows: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+def _take(rows: Tensor, index: Tensor) -> Tensor:
     # Rows that occur in several pairs gather gradients. On a GPU only x[index] adds them in a fixed order; on a CPU
     # index_select does, too, and is several times faster.
-    return {name: x.index_select(0, index) if x.device.type == "cpu" else x[index] for name, x in rows.items()}
+    return rows.index_select(0, index) if rows.device.type == "cpu" else rows[index]

@@ -44,7 +44,8 @@ def inbatch_pairs(
         return first, second
     starts = _block_starts(identities, num_instances)
     offsets = torch.triu_indices(num_instances, num_instances, offset=1, device=identities.device)
-    return (starts + offsets[0]).flatten(), (starts + offsets[1]).flatten()
+    first, second = (starts + offsets[:, None]).flatten(1).unbind()
+    return first, second
 
 
 def best_vs_rest_pairs(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,12 +57,52 @@ def test_both_sides_train_on_the_same_images(
         assert not torch.equal(model.backbone.conv1.weight, before)
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is built and which steps run, in order, with nothing behind either."""
+    calls: list[str] = []
+
+    def build(cfg: Any, seed: int) -> Any:
+        calls.append(f"build {cfg.MODEL.META_ARCHITECTURE}")
+        return SimpleNamespace(name=cfg.MODEL.META_ARCHITECTURE, _qsd_quality=SimpleNamespace())
+
+    monkeypatch.setattr(qsd_step, "_build", build)
+    monkeypatch.setattr(qsd_step, "_step", lambda cfg, model, batch: lambda: calls.append(model.name))
+    monkeypatch.setattr(qsd_step, "WARM_UP", 1)
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # seconds, where all tests run in one process
+    return calls
+
+
+def test_both_sides_are_built_anew_in_each_round_and_come_first_in_turn(calls: list[str]) -> None:
+    results = qsd_step.run([TINY], pairs=4, only="in batch")
+    (item,) = results["items"].values()
+    assert (results["rounds"], item["pairs"]) == (4, 4)
+    built_and_warmed_up = ["build QSD", "build Baseline", "QSD", "Baseline"]
+    other_way_round = ["build Baseline", "build QSD", "Baseline", "QSD"]
+    untimed = ["QSD", "Baseline"]
+    rounds = [
+        *(built_and_warmed_up + untimed + ["QSD", "Baseline"]),
+        *(other_way_round + untimed + ["Baseline", "QSD"]),
+    ]
+    assert calls == rounds * 2
+
+
+@pytest.mark.parametrize("baseline_first", [False, True])
+def test_qsd_is_the_first_side_whichever_is_built_first(tmp_path: Path, calls: list[str], baseline_first: bool) -> None:
+    steps = qsd_step.step_functions(TINY, "in batch", tmp_path, 0, baseline_first)
+    calls.clear()
+    for step in steps:
+        step()
+    assert calls == ["QSD", "Baseline"]
+
+
 def test_items_name_size_and_pairing_and_carry_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ratio(a: Any, b: Any, pairs: int) -> dict[str, Any]:
-        a(), b()
+    def ratio(build: Any, pairs: int, rounds: int) -> dict[str, Any]:
+        for step in build(False):
+            step()
         return {"median": 1.0, "low": 1.0, "high": 1.0, "pairs": pairs}
 
-    monkeypatch.setattr(qsd_step, "paired_ratio", ratio)
+    monkeypatch.setattr(qsd_step, "pooled_ratio", ratio)
     monkeypatch.setattr(qsd_step, "WARM_UP", 0)
     items = qsd_step.run([TINY, qsd_step.Size(50, 64, 256, 128, "cuda")], pairs=7)["items"]
     assert items.pop("QSD step, R50 256x128 B=64 cuda") == {"skipped": "not shown, no GPU"}

@@ -14,6 +14,7 @@ from torch import nn
 
 from qsd_plugin.core.errors import ConfigError, LabelError
 from qsd_plugin.hosts import fastreid as host
+from qsd_plugin.hosts.fastreid.meta_arch.qsd_pairs import BatchLabels, ImageLabels, pair_labels
 from qsd_plugin.hosts.fastreid.quality import ImageQuality
 from qsd_plugin.hosts.fastreid.statistics import Statistics
 from qsd_plugin.methods.qsd import QSDLoss
@@ -202,6 +203,33 @@ def test_watch_reads_the_means_that_are_written_anyway() -> None:
     for value in (1.0, 2.0, 5.0):
         statistics.add({"pairs": torch.tensor(value)})
     assert seen == [({"pairs": 1.5}, 2)]
+
+
+def test_the_coin_is_tossed_once_for_a_batch_and_only_if_pairs_are_asked_for() -> None:
+    """Who teaches must be the same where images are erased and in the loss; a toss too many would shift all later."""
+    images = ImageLabels(torch.arange(64.0), torch.ones(64, dtype=torch.bool), None)
+    rows = torch.arange(32), torch.arange(32, 64)
+    coin = torch.Generator().manual_seed(0)
+    start = coin.get_state()
+    labels = BatchLabels(images, rows, coin)
+    assert torch.equal(coin.get_state(), start)
+    expected = pair_labels(images.rows(rows[0]), images.rows(rows[1]), torch.Generator().manual_seed(0))
+    for _ in range(2):
+        assert torch.equal(labels.of_pairs.quality_1, expected.quality_1)
+        assert torch.equal(labels.of_pairs.quality_2, expected.quality_2)
+    assert not torch.equal(labels.of_pairs.quality_1, images.quality[:32])
+
+
+def test_means_of_counts_losses_and_names_that_come_and_go() -> None:
+    statistics = Statistics("x", period=10)
+    assert statistics.flush() == {}
+    loss = torch.tensor(0.5, requires_grad=True)
+    statistics.add({"count": torch.tensor(3), "gap": torch.tensor(0.25, dtype=torch.float64), "loss": loss})
+    statistics.add({"gap": torch.tensor(1.25, dtype=torch.float64), "seldom": torch.tensor(True)})
+    statistics.add({"count": torch.tensor(1), "gap": torch.tensor(0.0), "loss": loss + 1})
+    statistics.add({})
+    assert statistics.flush() == {"x/count": 1.0, "x/gap": 0.375, "x/loss": 0.5, "x/seldom": 0.25}
+    assert statistics.flush() == {}
 
 
 # --- config

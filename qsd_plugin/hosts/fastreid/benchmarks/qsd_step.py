@@ -3,6 +3,10 @@
 Both sides are the host's trainer (forward of the meta-architecture, backward, update of the host's optimizer, reading
 the losses) over one synthetic batch that stays in memory; loading images is left out, since it is the same for both.
 Freed memory stays with the process meanwhile, on both sides (:func:`~.paired.freed_memory_kept`).
+
+Which side is built first decides where its buffers lie, and moved the ratio of the smallest size by 0.015. So both are
+built anew and warmed up for each of :data:`ROUNDS` rounds, either side first in turn, and the pairs of all rounds are
+pooled (:func:`~.paired.pooled_ratio`): 60 pairs are 4 rounds of 15.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,7 @@ from torch import nn
 
 from qsd_plugin.quality.labels import QualityLabels
 from qsd_plugin.quality.sources import FileSource
-from qsd_plugin.report.benchmarks.paired import freed_memory_kept, paired_ratio
+from qsd_plugin.report.benchmarks.paired import freed_memory_kept, pooled_ratio
 
 Step = Callable[[], None]
 
@@ -31,6 +36,8 @@ INSTANCES = 4
 LIMITS = {"in batch": 1.03, "partner, separate forward": 1.05, "partner, joint forward": 1.05}
 #: Steps before the first timing: buffers, thread pools, and the trainer's check that parameters move.
 WARM_UP = 3
+#: How often both sides are built; even, so that either comes first equally often.
+ROUNDS = 4
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "in batch": {},
@@ -62,33 +69,42 @@ def run(chosen: Sequence[Size] = SIZES, *, pairs: int = 30, seed: int = 0, only:
 
     Args:
         chosen: Sizes; those on a GPU are skipped where there is none.
-        pairs: Interleaved pairs of steps after the warm-up.
+        pairs: Interleaved pairs of steps after the warm-up, over all rounds.
         seed: Seeds images, labels and initial weights.
         only: Items whose name contains this.
 
     Returns:
-        ``threads``, ``load`` (one-minute average at the start), ``freed_memory_kept`` and ``items``: per size and
-        pairing what :func:`paired_ratio` gives, QSD over the baseline, and ``limit``. With partners the baseline's
-        batch is the 2B images of anchors and partners. One more item per size, without a limit, is the baseline itself
-        with two forwards of B over one of 2B: what the separate forward costs before QSD adds anything.
+        ``threads``, ``load`` (one-minute average at the start), ``freed_memory_kept``, ``rounds`` and ``items``: per
+        size and pairing what :func:`pooled_ratio` gives, QSD over the baseline, and ``limit``. With partners the
+        baseline's batch is the 2B images of anchors and partners. One more item per size, without a limit, is the
+        baseline itself with two forwards of B over one of 2B: what the separate forward costs before QSD adds anything.
     """
     load = os.getloadavg()[0]
     items: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder, freed_memory_kept() as kept:
+    with tempfile.TemporaryDirectory() as name, freed_memory_kept() as kept:
+        folder = Path(name)
         for size in chosen:
             if size.device == "cuda" and not torch.cuda.is_available():
                 items[f"QSD step, {size}"] = {"skipped": "not shown, no GPU"}
                 continue
             for pairing, limit in LIMITS.items():
-                if only in (name := f"QSD step, {size}, {pairing}"):
-                    qsd, baseline = step_functions(size, pairing, Path(folder), seed)
-                    items[name] = paired_ratio(qsd, baseline, pairs) | {"limit": limit}
-            if only in (name := f"baseline step, {size}, two forwards"):
-                items[name] = paired_ratio(*two_forwards(size, Path(folder), seed), pairs)
-    return {"threads": torch.get_num_threads(), "load": load, "freed_memory_kept": kept, "items": items}
+                if only in (item := f"QSD step, {size}, {pairing}"):
+                    build = partial(step_functions, size, pairing, folder, seed)
+                    items[item] = pooled_ratio(build, pairs, rounds=ROUNDS) | {"limit": limit}
+            if only in (item := f"baseline step, {size}, two forwards"):
+                items[item] = pooled_ratio(partial(two_forwards, size, folder, seed), pairs, rounds=ROUNDS)
+    return {
+        "threads": torch.get_num_threads(),
+        "load": load,
+        "freed_memory_kept": kept,
+        "rounds": ROUNDS,
+        "items": items,
+    }
 
 
-def step_functions(size: Size, pairing: str, folder: Path, seed: int) -> tuple[Step, Step]:
+def step_functions(
+    size: Size, pairing: str, folder: Path, seed: int, baseline_first: bool = False
+) -> tuple[Step, Step]:
     """One training step with QSD and one of the baseline over the same images, both warmed up.
 
     Args:
@@ -96,23 +112,37 @@ def step_functions(size: Size, pairing: str, folder: Path, seed: int) -> tuple[S
         pairing: A key of :data:`LIMITS`.
         folder: For the label file.
         seed: Seeds images, labels and initial weights.
+        baseline_first: Build and warm up the baseline before QSD; the order of what is returned stays.
     """
     batch, labels = _batch(size, folder, seed)
-    cfg = _config(size, folder, {"MODEL.META_ARCHITECTURE": "QSD", **_OPTIONS[pairing]})
-    model = _build(cfg, seed)
-    # As the plugin reads it from QUALITY.FILES, without the data set that it would be checked against.
-    model._qsd_quality.source = FileSource([labels])
-    plain = _config(size, folder, {"MODEL.META_ARCHITECTURE": "Baseline"})
-    images = _anchors(batch) if pairing == "in batch" else _everyone(batch)
-    return _warmed_up(_step(cfg, model, batch), _step(plain, _build(plain, seed), images))
+
+    def qsd() -> Step:
+        cfg = _config(size, folder, {"MODEL.META_ARCHITECTURE": "QSD", **_OPTIONS[pairing]})
+        model = _build(cfg, seed)
+        # As the plugin reads it from QUALITY.FILES, without the data set that it would be checked against.
+        model._qsd_quality.source = FileSource([labels])
+        return _step(cfg, model, batch)
+
+    def baseline() -> Step:
+        cfg = _config(size, folder, {"MODEL.META_ARCHITECTURE": "Baseline"})
+        images = _anchors(batch) if pairing == "in batch" else _everyone(batch)
+        return _step(cfg, _build(cfg, seed), images)
+
+    return _warmed_up(qsd, baseline, second_first=baseline_first)
 
 
-def two_forwards(size: Size, folder: Path, seed: int) -> tuple[Step, Step]:
+def two_forwards(size: Size, folder: Path, seed: int, once_first: bool = False) -> tuple[Step, Step]:
     """One step of the baseline with a forward for anchors and one for partners, and one with all images at once."""
     batch, _ = _batch(size, folder, seed)
     cfg = _config(size, folder, {"MODEL.META_ARCHITECTURE": "Baseline"})
-    twice, once = _TwoForwards(_build(cfg, seed)), _build(cfg, seed)
-    return _warmed_up(_step(cfg, twice, batch), _step(cfg, once, _everyone(batch)))
+
+    def twice() -> Step:
+        return _step(cfg, _TwoForwards(_build(cfg, seed)), batch)
+
+    def once() -> Step:
+        return _step(cfg, _build(cfg, seed), _everyone(batch))
+
+    return _warmed_up(twice, once, second_first=once_first)
 
 
 class _TwoForwards(nn.Module):
@@ -137,11 +167,13 @@ def _everyone(batch: dict[str, Any]) -> dict[str, Any]:
     return {**_anchors(batch), "images": images, "targets": batch["targets"].repeat(2)}
 
 
-def _warmed_up(first: Step, second: Step) -> tuple[Step, Step]:
+def _warmed_up(first: Callable[[], Step], second: Callable[[], Step], *, second_first: bool) -> tuple[Step, Step]:
+    """Both steps, built one after the other and then warmed up in the same order."""
+    steps = {build: build() for build in ((second, first) if second_first else (first, second))}
     for _ in range(WARM_UP):
-        first()
-        second()
-    return first, second
+        for step in steps.values():
+            step()
+    return steps[first], steps[second]
 
 
 def _config(size: Size, folder: Path, options: dict[str, Any]) -> Any:

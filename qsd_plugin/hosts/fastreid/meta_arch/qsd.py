@@ -13,6 +13,7 @@ from qsd_plugin.core import streams
 from qsd_plugin.core.errors import ConfigError, DataError
 from qsd_plugin.data.erasing import erase
 from qsd_plugin.hosts.fastreid.meta_arch.qsd_pairs import (
+    BatchLabels,
     ImageLabels,
     PairLabels,
     halves,
@@ -123,16 +124,17 @@ class QSDMixin(nn.Module):
         labels = None if self._qsd_quality.needs_embeddings else self._batch_labels(batch, None)
         shown = batch
         if "erase_boxes" in batch:
-            teaches = None if labels is None else teaching_images(labels[1], labels[2], len(batch["targets"]))
+            teaches = None if labels is None else teaching_images(labels.pairs, labels.of_pairs, len(batch["targets"]))
             shown = {**batch, "images": self._erased(batch, "", teaches)}
         losses, levels, pooled = self._recorded_forward(shown)
-        images, pairs, of_pairs = self._batch_labels(batch, pooled) if labels is None else labels
+        labels = self._batch_labels(batch, pooled) if labels is None else labels
+        images, pairs = labels.images, labels.pairs
         taught = self._averaged_levels(batch)
         if self._qsd_coin is None:
             return losses, self._qsd_loss.in_batch(levels, images.quality, pairs, images.valid, images.spread, taught)
         # The coin is tossed for each pair, so the same image may win one and lose another: rows are taken out here.
         (levels_1, levels_2), (taught_1, taught_2) = (_rows(of, pairs) for of in (levels, taught))
-        result = self._qsd_loss(levels_1, levels_2, *of_pairs, teacher_taps_1=taught_1, teacher_taps_2=taught_2)
+        result = self._qsd_loss(levels_1, levels_2, *labels.of_pairs, teacher_taps_1=taught_1, teacher_taps_2=taught_2)
         return losses, result
 
     def _with_partners(self, batch: Batch) -> tuple[Losses, QSDResult]:
@@ -188,13 +190,10 @@ class QSDMixin(nn.Module):
         outputs = host_outputs(self._qsd_cls_on, first, second, count, labels)
         return super().losses(*outputs)  # type: ignore[misc, no-any-return]
 
-    def _batch_labels(
-        self, batch: Batch, pooled: torch.Tensor | None
-    ) -> tuple[ImageLabels, tuple[torch.Tensor, torch.Tensor], PairLabels]:
-        """Labels of the images of a batch, the rows of its pairs, and the labels of those."""
+    def _batch_labels(self, batch: Batch, pooled: torch.Tensor | None) -> BatchLabels:
         images = self._image_labels(batch, "img_paths", "images", pooled)
-        first, second = inbatch_pairs(batch["targets"], images.quality, num_instances=self._qsd_block)
-        return images, (first, second), pair_labels(images.rows(first), images.rows(second), self._qsd_coin)
+        pairs = inbatch_pairs(batch["targets"], images.quality, num_instances=self._qsd_block)
+        return BatchLabels(images, pairs, self._qsd_coin)
 
     def _partner_labels(self, batch: Batch, pooled_1: torch.Tensor | None, pooled_2: torch.Tensor | None) -> PairLabels:
         first = self._image_labels(batch, "img_paths", "images", pooled_1)

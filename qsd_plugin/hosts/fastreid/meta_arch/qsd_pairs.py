@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +46,22 @@ def pair_labels(first: ImageLabels, second: ImageLabels, coin: torch.Generator |
     quality = first.quality, second.quality
     quality_1, quality_2 = quality if coin is None else random_direction(*quality, coin)
     return PairLabels(quality_1, quality_2, first.valid, second.valid, first.spread, second.spread)
+
+
+@dataclass(frozen=True)
+class BatchLabels:
+    """Quality of the images of a batch, and which of them are pairs."""
+
+    images: ImageLabels
+    pairs: tuple[Tensor, Tensor]
+    """Rows of the first and of the second image of each pair, [P] each."""
+    coin: torch.Generator | None
+
+    @cached_property
+    def of_pairs(self) -> PairLabels:
+        """Only worked out where it is asked for, and once: every time would toss the coin anew."""
+        first, second = self.pairs
+        return pair_labels(self.images.rows(first), self.images.rows(second), self.coin)
 
 
 def teaching_images(pairs: tuple[Tensor, Tensor], labels: PairLabels, count: int) -> Tensor:

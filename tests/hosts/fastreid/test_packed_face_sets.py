@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from face_toy import IJB_SIZE, SIZE, embed, evaluate, write, write_ijb
+from face_toy import IJB_SIZE, SIZE, Pooled, embed, evaluate, write, write_ijb
 from PIL import Image
 from toy import toy_cfg
 
@@ -18,6 +18,7 @@ from qsd_plugin.data.face_packing import pack_eval
 from qsd_plugin.data.scface import scface_split
 from qsd_plugin.evaluation.fusion import FUSIONS, fuse
 from qsd_plugin.evaluation.identification import by_group, closed_set
+from qsd_plugin.hosts.fastreid import protocols
 from qsd_plugin.hosts.fastreid.face_tests import TESTS
 
 
@@ -114,6 +115,27 @@ def test_fusions_in_the_host(tmp_path: Path, rule: str) -> None:
     assert trials.values.mean() == pytest.approx(found["Rank-1"])
     assert test.trial_images is not None
     assert test.trial_images.tolist() == [[0], [1], [2], [3], [4]]
+
+
+@pytest.mark.parametrize("rule", ["pre_norm_vector_add", "average"])
+def test_the_host_averages_only_what_no_fusion_needs_apart(tmp_path: Path, rule: str) -> None:
+    import fastreid.engine.defaults
+
+    probe, mated, others = write_tinyface(tmp_path / "tinyface")
+    options = {"TEST.FLIP.ENABLED": True, "TEST.FUSION": rule, "DATA.TINYFACE": str(tmp_path / "tinyface")}
+    cfg = toy_cfg(tmp_path / "out", **{"INPUT.SIZE_TEST": [SIZE, SIZE], **options})
+    loader, subject = protocols.build(cfg, "TinyFace")
+    fastreid.engine.defaults.inference_on_dataset(Pooled(), loader, subject, flip_test=True)
+    found = torch.cat([features for _, features in subject._parts]).numpy()
+    plain = embed(probe, flip=False)
+    count = len(probe) + len(mated) + len(others)
+    if rule == "average":
+        mirrored = embed([image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in probe], flip=False)
+        np.testing.assert_allclose(found[: len(probe)], plain, atol=1e-4)
+        np.testing.assert_allclose(found[count : count + len(probe)], mirrored, atol=1e-4)
+    else:
+        np.testing.assert_allclose(found[: len(probe)], embed(probe, flip=True) / 2, atol=1e-4)
+    assert len(found) == count * (2 if rule == "average" else 1)
 
 
 def test_an_unknown_fusion_is_named(tmp_path: Path) -> None:

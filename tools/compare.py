@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Compare the arms of an experiment: means, spread, paired differences with intervals, verdict.
 
-    python tools/compare.py logs/qsd/real [--reference ARM] [--json FILE] [--markdown FILE] [--picture FILE]
+    python tools/compare.py logs/qsd/real [--reference ARM] [--split SPLIT] [--json FILE] [--markdown FILE]
 
-Prints the Markdown page and writes it as comparison.md, with comparison.json and comparison.png, to the folder.
+Prints the Markdown page and writes it as comparison.md, with comparison.json and comparison.png, to the folder; of one
+split as comparison_SPLIT.md and so on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from qsd_plugin.core.files import write_atomically
 from qsd_plugin.report.aggregate import summarise
 from qsd_plugin.report.bootstrap import DRAWS
 from qsd_plugin.report.comparison import as_markdown, verdict
-from qsd_plugin.report.experiment import BASELINE, chosen_arms, load_description
+from qsd_plugin.report.experiment import BASELINE, chosen_arms, load_description, of_split
 from qsd_plugin.report.forest import draw_differences
 
 
@@ -37,6 +38,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="EXPERIMENT_DIR", help="output folder of tools/experiment.py")
     parser.add_argument("--reference", metavar="ARM", help="arm that differences are taken to (default: the file's)")
+    parser.add_argument(
+        "--split", help="this split only, such as the one with known qualities (default: all)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: comparison.json in the folder")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="default: comparison.md in the folder")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="default: comparison.png in the folder")
@@ -51,13 +55,15 @@ def compare(arguments: argparse.Namespace) -> None:
     reference = arguments.reference or experiment.reference
     if reference != BASELINE:
         chosen_arms(experiment, [reference])
+    if arguments.split:
+        experiment = of_split(experiment, arguments.split)
     summary = summarise(experiment, reference=reference, draws=arguments.draws, seed=arguments.seed)
     summary["verdict"] = verdict(summary)
     text = as_markdown(summary)
-    target = {name: getattr(arguments, name) for name in ("json", "markdown", "picture")}
-    write_atomically(target["json"] or arguments.folder / "comparison.json", json.dumps(summary, indent=1).encode())
-    write_atomically(target["markdown"] or arguments.folder / "comparison.md", text.encode())
-    draw_differences(summary, target["picture"] or arguments.folder / "comparison.png")
+    stem = f"comparison_{arguments.split}" if arguments.split else "comparison"
+    write_atomically(arguments.json or arguments.folder / f"{stem}.json", json.dumps(summary, indent=1).encode())
+    write_atomically(arguments.markdown or arguments.folder / f"{stem}.md", text.encode())
+    draw_differences(summary, arguments.picture or arguments.folder / f"{stem}.png")
     print(text)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,17 @@ def chosen_arms(experiment: Experiment, names: Sequence[str]) -> list[str]:
         ConfigError: An unknown arm; the message suggests the nearest ones.
     """
     return _known(names, experiment.arms, "Arm") if names else list(experiment.arms)
+
+
+def of_split(experiment: Experiment, split: str) -> Experiment:
+    """The part of ``experiment`` on one split of the data; its name says which.
+
+    Raises:
+        ConfigError: There is no such split; the message suggests the nearest one.
+    """
+    if split not in experiment.splits:
+        raise ConfigError("Split", value=split, remedy=did_you_mean(split, experiment.splits))
+    return replace(experiment, name=f"{experiment.name}, {split}", splits={split: experiment.splits[split]})
 
 
 def _arms(value: Any, where: str) -> dict[str, Arm]:

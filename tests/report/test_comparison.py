@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,11 +181,34 @@ def test_tool_writes_page_json_and_picture_and_refuses_an_unknown_reference(
     assert stored["bootstrap"]["draws"] == 200
     assert all(line in page for line in stored["verdict"])
     assert (moved / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(sys, "argv", ["compare.py", str(moved), "--reference", "finetunes"])
-    with pytest.raises(SystemExit) as stopped:
-        compare.main()
-    assert stopped.value.code == 2
-    assert "Did you mean 'finetune'" in capsys.readouterr().err
+    for option, wrong, near in (("--reference", "finetunes", "finetune"), ("--split", "aa", "a")):
+        monkeypatch.setattr(sys, "argv", ["compare.py", str(moved), option, wrong])
+        with pytest.raises(SystemExit) as stopped:
+            compare.main()
+        assert stopped.value.code == 2
+        assert f"Did you mean '{near}'" in capsys.readouterr().err
+
+
+def test_tool_compares_on_one_split_alone(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tools import compare
+
+    # Queries of the other split without qualities leave no thirds for both together.
+    unknown = result(np.full(60, 0.5))
+    for seed in experiment.seeds:
+        for arm in experiment.arms:
+            write_run(experiment, "b", seed, arm, replace(unknown, quality=np.full(60, np.nan)))
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(tmp_path), "--split", "a", "--draws", "200"])
+    compare.main()
+    alone = json.loads((tmp_path / "comparison_a.json").read_text())
+    assert (alone["splits"], alone["experiment"]) == (["a"], f"{experiment.name}, a")
+    worst, best = (difference(alone, "qsd", "finetune", group) for group in ("worst third", "best third"))
+    assert worst is not None
+    assert worst["metrics"]["mAP"]["value"] == pytest.approx(14.1)
+    assert best is not None
+    assert best["metrics"]["mAP"]["value"] == pytest.approx(4.1)
+    assert not (tmp_path / "comparison.json").exists()
 
 
 def test_an_identity_has_one_name_in_every_split() -> None:

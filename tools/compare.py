@@ -38,9 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="EXPERIMENT_DIR", help="output folder of tools/experiment.py")
     parser.add_argument("--reference", metavar="ARM", help="arm that differences are taken to (default: the file's)")
-    parser.add_argument(
-        "--split", help="this split only, such as the one with known qualities (default: all)"
-    )
+    parser.add_argument("--split", help="this split only, such as the one with known qualities (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: comparison.json in the folder")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="default: comparison.md in the folder")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="default: comparison.png in the folder")

@@ -22,6 +22,8 @@ from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.progress import duration
 
 MARKER = "stage.json"
+#: The training stage whose network a recipe is for, by ``RECIPE.NAME``.
+FINAL_STAGES = {"qsd": "qsd", "qud": "student", "qgface": "qgface"}
 
 Action = Literal["skip", "run", "resume"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qsd_plugin.report.run_doctor import Finding, open_run, teacher
+from qsd_plugin.report.run_doctor import Finding, comparison, open_run, teacher, training
 
 
 def run_of(folder: Path, events: list[dict[str, Any]], **config: str) -> Any:
@@ -57,3 +57,17 @@ def test_only_trainings_with_qud_are_looked_at(tmp_path: Path, name: str, base: 
     run = run_of(tmp_path, cosines(0.1, 0.9), name=name, base=base)
     findings: list[Finding] = [*teacher.teacher(run), *teacher.queue(run)]
     assert len(findings) == 2 * told
+
+
+@pytest.mark.parametrize(("last", "ended_early"), [("student", False), ("teacher", True)])
+def test_a_distillation_has_ended_when_its_student_has(tmp_path: Path, last: str, ended_early: bool) -> None:
+    for name in ("teacher", "student")[: 1 if last == "teacher" else 2]:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "stage.json").write_text(json.dumps({"finished": True}))
+        (folder / "metrics.json").write_text(json.dumps({"iteration": 20, "total_loss": 1.0}))
+        (folder / "config.yaml").write_text(f"OUTPUT_DIR: {folder}\nRECIPE: {{NAME: qud}}\n")
+    run = open_run(tmp_path)
+    early = [finding for finding in training.finished(run) if "has not reached" in finding.sentence]
+    assert [finding.limit for finding in early] == ["stage student"] * ended_early
+    assert not list(comparison.control(run))  # the control of a distillation is an arm of an experiment

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qsd_plugin.core.errors import ConfigError, did_you_mean
-from qsd_plugin.core.stages import Stage
+from qsd_plugin.core.stages import FINAL_STAGES, Stage
 from qsd_plugin.hosts.fastreid import face_report, face_tests, report, samplers
 from qsd_plugin.hosts.fastreid.compose import base_architecture
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set
@@ -22,7 +22,6 @@ from qsd_plugin.hosts.fastreid.folds import check_folds
 from qsd_plugin.hosts.fastreid.labelling import make_fold_labels, make_labels
 from qsd_plugin.hosts.fastreid.quality import label_files
 from qsd_plugin.hosts.fastreid.training_stages import (
-    FINAL_STAGES,
     NO_QUALITY,
     check_model,
     data_digest,

@@ -13,7 +13,7 @@ from typing import Any
 from qsd_plugin.core.distributed import rank, world_size
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.core.files import write_atomically
-from qsd_plugin.core.stages import Stage
+from qsd_plugin.core.stages import FINAL_STAGES, Stage
 from qsd_plugin.hosts.fastreid import deploy, deployed, extract
 from qsd_plugin.hosts.fastreid.compose import base_architecture, in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, stored_sizes, training_set
@@ -35,8 +35,6 @@ _INDIFFERENT = (
     "SOLVER.CHECKPOINT_PERIOD",
     "RECIPE.",
 )
-#: The training stage whose network a recipe is for.
-FINAL_STAGES = {"qsd": "qsd", "qud": "student", "qgface": "qgface"}
 #: Nodes that a training without quality labels does not depend on.
 NO_QUALITY = ("QSD.", "QUALITY.")
 #: Heads that read ``QGFACE``.

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from qsd_plugin.core.errors import CheckpointError, DataError
-from qsd_plugin.core.stages import MARKER
+from qsd_plugin.core.stages import FINAL_STAGES, MARKER
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -140,9 +140,14 @@ class Run:
 
     @property
     def recipe_name(self) -> str:
-        """Name of the recipe, which is that of its last training; empty for a single folder."""
+        """``RECIPE.NAME``; empty for a single folder."""
         named = (str(stage.setting("RECIPE.NAME")) for stage in self.training if stage.setting("RECIPE.NAME"))
         return next(named, "") if self.recipe else ""
+
+    @property
+    def final_stage(self) -> str:
+        """Name of the recipe's last training, begun or not; empty for a single folder."""
+        return FINAL_STAGES.get(self.recipe_name, self.recipe_name)
 
     def stage(self, name: str) -> StageFolder | None:
         """The stage of that name, if it was begun."""

@@ -39,7 +39,7 @@ def finished(run: Run) -> Iterator[Finding]:
         else:
             yield _unfinished(stage)
         yield from _damaged_images(stage)
-    name = run.recipe_name
+    name = run.final_stage
     if name and run.stage(name) is None:
         done = ", ".join(stage.name for stage in run.stages)
         yield Finding(

@@ -16,7 +16,8 @@ from qsd_plugin.core.streams import torch_stream
 from qsd_plugin.methods.dil import Pair, PhaseSchedule, Stage1Options, Stage1Trainer, Stage1Weights, dil_networks
 from qsd_plugin.methods.dil.adam import FlatAdam, stepped_lr
 from qsd_plugin.methods.dil.losses import ls_d, r1
-from qsd_plugin.methods.dil.stage1 import ABLATIONS, Stage1
+from qsd_plugin.methods.dil.stage1 import Stage1
+from qsd_plugin.methods.dil.stage1_options import ABLATIONS
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -250,6 +251,8 @@ class TestOptions:
     def test_refusals(self) -> None:
         with pytest.raises(ConfigError, match=r"DIL ablation: got 'paired\.contents'.*Did you mean 'paired\.content'"):
             Stage1Options(ablate=("paired.contents",))
+        with pytest.raises(ConfigError, match=r"DIL pixel loss: got 'l3'"):
+            Stage1Options(pixel="l3")
         with pytest.raises(ConfigError, match="weights >= 0 and r1_every >= 1"):
             Stage1Options(r1_every=0)
         with pytest.raises(ConfigError, match="weights >= 0"):

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ConfigError, did_you_mean
-from qsd_plugin.methods.dil.encoders import ClassBlock, ContentEncoder, DegradationAttention
+from qsd_plugin.methods.dil.encoders import ContentEncoder
+from qsd_plugin.methods.dil.identity import ClassBlock, DegradationAttention
 from qsd_plugin.methods.dil.losses import CONSISTENCIES, IDENTITY_LOSSES, consistency_loss, identity_loss
 
 #: Branches, which are also the features that can be asked for.

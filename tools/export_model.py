@@ -124,6 +124,12 @@ def _person_package(
 
     cfg = projections.with_options(run, arguments.opts)
     projection = projections.projection_for(run, arguments.projection, cfg, arguments.images)
+    if arguments.evaluate:
+        if projection is None:
+            raise ExportError("--evaluate", value="no projection", expected="--projection, whose cost it measures")
+        rows = projections.ranking_table(cfg, run, projection)
+        print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f"))
+        print(json.dumps(projection.describe()))
     network: nn.Module = deployed.without_normalisation(run.model, size)
     dimension = run.contract["embedding"]["dimension"]
     if projection is not None:
@@ -142,10 +148,6 @@ def _person_package(
         notes=metadata,
         check_batches=arguments.check_batches,
     )
-    if arguments.evaluate and projection is not None:
-        rows = projections.ranking_table(cfg, run, projection)
-        print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f"))
-        print(json.dumps(projection.describe()))
     _print_package(arguments.person_package, comparisons)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -23,8 +24,29 @@ def is_qud(weights: Mapping[str, Tensor]) -> bool:
     return weights.keys() >= _IRESNET or weights.keys() >= _MOBILEFACENET_QUD
 
 
-def describe_network(weights: Mapping[str, Tensor]) -> str:
-    """The values of ``MODEL.BACKBONE`` that build the network of these weights, as KEY VALUE pairs.
+@dataclass(frozen=True)
+class FaceShape:
+    """What the shapes of a face network's weights say about it.
+
+    Args:
+        family: ``iresnet`` or ``mobilefacenet``.
+        blocks: Residual blocks of an IResNet's four stages, empty for others.
+        variant: A MobileFaceNet's ``mbf``, ``mbf_large`` or ``qud``, empty for others.
+        width: Factor on the channels of the published network.
+        dimension: Length of the embedding.
+        pooled: Positions of the last map that the embedding is computed from, 49 for 112 pixels.
+    """
+
+    family: str
+    blocks: tuple[int, ...]
+    variant: str
+    width: float
+    dimension: int
+    pooled: int
+
+
+def face_shape(weights: Mapping[str, Tensor]) -> FaceShape:
+    """The network that weights belong to.
 
     Args:
         weights: State dict for which :func:`is_arcface` or :func:`is_qud` is true.
@@ -33,16 +55,29 @@ def describe_network(weights: Mapping[str, Tensor]) -> str:
         blocks = tuple(
             len({name.split(".")[1] for name in weights if name.startswith(f"layer{stage}.")}) for stage in range(1, 5)
         )
-        depth = next((f"{depth}x" for depth, known in IRESNET_BLOCKS.items() if known == blocks), f"of blocks {blocks}")
-        return _settings("iresnet", depth, len(weights["conv1.weight"]) / 64, len(weights["fc.weight"]))
+        channels = len(weights["conv1.weight"])
+        dimension, inputs = weights["fc.weight"].shape
+        return FaceShape("iresnet", blocks, "", channels / 64, dimension, inputs // (8 * channels))
     if weights.keys() >= _MOBILEFACENET:
         large = any(name.startswith("layers.1.layers.0.layers.") for name in weights)
-        channels = len(weights["layers.0.layers.0.weight"]) / (4 if large else 2)
-        dim = len(weights["features.layers.2.weight"])
-        return _settings("mobilefacenet", "mbf_large" if large else "mbf", channels / 64, dim)
-    dim = len(weights["output_layer.linear.weight"])
-    return _settings("mobilefacenet", "qud", len(weights["conv1.conv.weight"]) / 64, dim)
+        channels = len(weights["layers.0.layers.0.weight"]) // (4 if large else 2)
+        pooling, dimension = weights["features.layers.0.layers.0.weight"], len(weights["features.layers.2.weight"])
+        variant = "mbf_large" if large else "mbf"
+        return FaceShape("mobilefacenet", (), variant, channels / 64, dimension, pooling[0, 0].numel())
+    pooling, dimension = weights["output_layer.conv_6_dw.conv.weight"], len(weights["output_layer.linear.weight"])
+    channels = len(weights["conv1.conv.weight"])
+    return FaceShape("mobilefacenet", (), "qud", channels / 64, dimension, pooling[0, 0].numel())
 
 
-def _settings(family: str, depth: str, width: float, dim: int) -> str:
-    return f"NAME build_{family}_backbone DEPTH {depth} WIDTH {width:g} FEAT_DIM {dim}"
+def describe_network(weights: Mapping[str, Tensor]) -> str:
+    """The values of ``MODEL.BACKBONE`` that build the network of these weights, as KEY VALUE pairs.
+
+    Args:
+        weights: State dict for which :func:`is_arcface` or :func:`is_qud` is true.
+    """
+    shape = face_shape(weights)
+    depth = shape.variant or next(
+        (f"{depth}x" for depth, blocks in IRESNET_BLOCKS.items() if blocks == shape.blocks),
+        f"of blocks {shape.blocks}",
+    )
+    return f"NAME build_{shape.family}_backbone DEPTH {depth} WIDTH {shape.width:g} FEAT_DIM {shape.dimension}"

@@ -8,8 +8,9 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,27 @@ _OPSET = 18
 #: older one, which traces, would freeze a decision taken on the example batch; before 2.9 its files are not valid.
 _BY_TORCH_EXPORT = bool(inspect.signature(torch.onnx.export).parameters["dynamo"].default)
 
-_PACKAGES = ("onnx", "onnxruntime", *(["onnxscript"] if _BY_TORCH_EXPORT else []))
+_PACKAGES = ("onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a file is written.
+
+    Args:
+        input: Name of the image batch.
+        output: Name of the embedding.
+        traced_opset: Translate by tracing, to this opset, as runtimes of several years read it; 11 to 20. ``None``:
+            with the exporter that this torch prefers, to the opset that needs no conversion.
+    """
+
+    input: str = INPUT
+    output: str = OUTPUT
+    traced_opset: int | None = None
+
+
+#: Names and exporter of a file that no host reads.
+_DEFAULT_FORM = Form()
 
 _FREE_BATCH = "a forward made of tensor operations that takes no decision on the batch size"
 
@@ -50,12 +71,13 @@ def export_onnx(
     metadata: Mapping[str, str],
     check_batches: Sequence[int] = CHECK_BATCHES,
     tolerance: float = TOLERANCE,
+    form: Form = _DEFAULT_FORM,
 ) -> dict[int, float]:
     """Write ``model`` as an ONNX file, or nothing when the file does not compute what the model computes.
 
     The file's input ``images`` is what the model's ``forward`` takes: **normalised** images, float32 [B, C, H, W]. Mean
     and standard deviation are never part of the graph; they belong into ``metadata``. The output is ``embedding``
-    [B, D], not normalised unless the model does it. B is free, the other sizes are fixed.
+    [B, D], not normalised unless the model does it. B is free, the other sizes are fixed. Weights lie in the file.
 
     Args:
         model: In eval mode, on the CPU; one tensor in, one tensor out.
@@ -65,6 +87,7 @@ def export_onnx(
         metadata: Stored in the file's ``metadata_props``.
         check_batches: Batch sizes to compare at, each >= 1.
         tolerance: See :data:`TOLERANCE`.
+        form: Other names and another opset.
 
     Returns:
         Largest absolute difference between the file in onnxruntime and torch, by batch size.
@@ -74,29 +97,35 @@ def export_onnx(
             than [B, D], or the file differs from it.
         DataError: The folder cannot be written.
     """
-    require_onnx()
+    by_torch_export = _BY_TORCH_EXPORT and form.traced_opset is None
+    require_onnx(traced=not by_torch_export)
     if model.training:
         raise ExportError(f"{type(model).__name__} is in training mode", remedy="Call model.eval() first.")
     if not check_batches or min(check_batches) < 1:
         raise ExportError("Batch sizes to check", value=list(check_batches), expected="at least one, each >= 1")
     check_writable(path.absolute().parent)
     pairs = [_images_and_embeddings(model, batch, (channels, *input_size)) for batch in check_batches]
-    content = _add_metadata(_translate(model, pairs[-1][0]), metadata)
-    differences = _compare(content, pairs, tolerance)
+    translate = _exported if by_torch_export else _traced
+    content = _add_metadata(_translate(translate, model, pairs[-1][0], form), metadata)
+    differences = _compare(content, pairs, tolerance, form)
     write_atomically(path, content)
     return differences
 
 
-def require_onnx() -> None:
+def require_onnx(*, traced: bool = not _BY_TORCH_EXPORT) -> None:
     """Say in one sentence which of the packages for ONNX export is missing.
+
+    Args:
+        traced: For files that are translated by tracing, which needs one package less.
 
     Raises:
         ExportError: One is.
     """
-    missing = next((package for package in _PACKAGES if not _importable(package)), None)
+    packages = _PACKAGES if traced else (*_PACKAGES, "onnxscript")
+    missing = next((package for package in packages if not _importable(package)), None)
     if missing:
         raise ExportError(
-            f"ONNX export needs the package {missing}, which is not installed: pip install {' '.join(_PACKAGES)}"
+            f"ONNX export needs the package {missing}, which is not installed: pip install {' '.join(packages)}"
         )
 
 
@@ -122,30 +151,49 @@ def _images_and_embeddings(model: nn.Module, batch: int, shape: tuple[int, ...])
     return images, output
 
 
-def _translate(model: nn.Module, example: torch.Tensor) -> bytes:
-    free: dict[str, Any] = {"dynamic_axes": {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}, "dynamo": False}
-    if _BY_TORCH_EXPORT:
-        free = {"dynamic_shapes": ({0: torch.export.Dim("batch", min=1)},), "dynamo": True, "verbose": False}
-    export: Any = torch.onnx.export
-    file = io.BytesIO()
+def _translate(
+    translate: Callable[[nn.Module, torch.Tensor, Form], bytes], model: nn.Module, example: torch.Tensor, form: Form
+) -> bytes:
     try:
         with _quiet():
-            program = export(
-                model,
-                (example,),
-                None if _BY_TORCH_EXPORT else file,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                opset_version=_OPSET,
-                **free,
-            )
-        return bytes(program.model_proto.SerializeToString()) if _BY_TORCH_EXPORT else file.getvalue()
+            return translate(model, example, form)
     except Exception as error:  # the exporters and what they call fail in many ways
         raise ExportError(
             f"{type(model).__name__} cannot be translated to ONNX",
             value=(str(error).strip() or repr(error)).splitlines()[0],
             expected=_FREE_BATCH,
         ) from error
+
+
+def _exported(model: nn.Module, example: torch.Tensor, form: Form) -> bytes:
+    export: Any = torch.onnx.export
+    program = export(
+        model,
+        (example,),
+        input_names=[form.input],
+        output_names=[form.output],
+        opset_version=_OPSET,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        dynamo=True,
+        verbose=False,
+    )
+    return bytes(program.model_proto.SerializeToString())
+
+
+def _traced(model: nn.Module, example: torch.Tensor, form: Form) -> bytes:
+    export: Any = torch.onnx.export
+    file = io.BytesIO()
+    export(
+        model,
+        (example,),
+        file,
+        input_names=[form.input],
+        output_names=[form.output],
+        opset_version=form.traced_opset or _OPSET,
+        dynamic_axes={form.input: {0: "batch"}, form.output: {0: "batch"}},
+        dynamo=False,
+    )
+    return file.getvalue()
 
 
 def _add_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
@@ -162,14 +210,16 @@ def _add_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
     return bytes(program.SerializeToString())
 
 
-def _compare(content: bytes, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tolerance: float) -> dict[int, float]:
+def _compare(
+    content: bytes, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tolerance: float, form: Form
+) -> dict[int, float]:
     runtime = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     differences = {}
     for images, expected in pairs:
         batch = len(images)
         try:
-            found = torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+            found = torch.from_numpy(session.run([form.output], {form.input: images.numpy()})[0])
         except Exception as error:  # onnxruntime's errors have no common base but this
             raise ExportError(f"The ONNX file fails at batch size {batch}", value=str(error)) from error
         same_shape = found.shape == expected.shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,26 @@ def embed(
     return embed_images(cfg, model, images, title=title, tap=tap)
 
 
-@torch.no_grad()
 def embed_images(
     cfg: Any, model: nn.Module, images: Any, *, title: str, tap: str | None = None, mirrored: bool = False
 ) -> torch.Tensor:
     """:func:`embed` for a data set whose samples hold ``images``; ``mirrored``: the mean with the mirror image's."""
+    return torch.cat(list(_parts(cfg, model, images, title=title, tap=tap, mirrored=mirrored)))
+
+
+def embedding_stream(cfg: Any, model: nn.Module, items: Items, *, title: str) -> Iterator[torch.Tensor]:
+    """:func:`embed` a batch at a time, [B, D] each, for lists whose embeddings need not be held at once."""
+    from fastreid.data.transforms import build_transforms
+
+    from qsd_plugin.hosts.fastreid.loaders import TestSet
+
+    return _parts(cfg, model, TestSet(list(items), build_transforms(cfg, is_train=False)), title=title)
+
+
+@torch.no_grad()
+def _parts(
+    cfg: Any, model: nn.Module, images: Any, *, title: str, tap: str | None = None, mirrored: bool = False
+) -> Iterator[torch.Tensor]:
     from fastreid.data.build import fast_batch_collator
 
     loader: Any = torch.utils.data.DataLoader(
@@ -67,12 +82,10 @@ def embed_images(
         generator=torch.Generator(),  # else starting the loader draws the workers' seed from the global stream
     )
     device = next(model.parameters()).device
-    parts = []
     with TapRecorder(model, [tap] if tap else []) as recorded:
         for batch in progress(loader, title):
             pixels = batch["images"].to(device)
             output = model({"images": pixels})
             if mirrored:
                 output = (output + model({"images": pixels.flip(3)})) / 2
-            parts.append((recorded[tap].flatten(1) if tap else output).float().cpu())
-    return torch.cat(parts)
+            yield (recorded[tap].flatten(1) if tap else output).float().cpu()

@@ -1,0 +1,111 @@
+"""Projections of a deployed network's embedding: fitted to images, and what they cost in ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qsd_plugin.core.errors import ExportError
+from qsd_plugin.data.items import existing_folder, image_files
+from qsd_plugin.export.packages import PERSON_DIMENSION
+from qsd_plugin.export.projection import Projection, fit_pca, pad_with_zeros, read_linear
+from qsd_plugin.hosts.fastreid import extract
+from qsd_plugin.hosts.fastreid.datasets import Item, training_set
+from qsd_plugin.hosts.fastreid.deployed import Deployed
+from qsd_plugin.hosts.fastreid.report import load_test, rank_test
+
+PCA = "pca"
+
+
+def projection_for(run: Deployed, wanted: str, cfg: Any, images: Path | None) -> Projection | None:
+    """The projection to 256 numbers, or ``None`` for a network that has them.
+
+    Args:
+        run: The network.
+        wanted: ``pca``, a file for :func:`qsd_plugin.export.projection.read_linear`, or empty.
+        cfg: Its config with the user's options: the training images are those of ``DATASETS.NAMES``.
+        images: Folder of images to fit to instead; those of all folders below it.
+
+    Raises:
+        ExportError: Too few images; or no projection is wanted although the embedding is longer.
+        CheckpointError: The file is no fitting linear layer.
+    """
+    given = int(run.contract["embedding"]["dimension"])
+    if wanted == PCA and given > PERSON_DIMENSION:
+        items = _items(images) if images is not None else _training_items(cfg)
+        with _on_accelerator(run.model) as model:
+            return fit_pca(
+                extract.embedding_stream(cfg, model, items, title="Fitting the projection"), PERSON_DIMENSION
+            )
+    if wanted not in ("", PCA):
+        return read_linear(Path(wanted), given=given, dimension=PERSON_DIMENSION)
+    return pad_with_zeros(given, PERSON_DIMENSION) if given < PERSON_DIMENSION else None
+
+
+def ranking_table(cfg: Any, run: Deployed, projection: Projection) -> list[dict[str, Any]]:
+    """Rank-1, mAP and mINP in percent on ``DATASETS.TESTS``, with the run's embedding and with the projected one.
+
+    Both are compared by cosine, as the runtime does, and the run's also by its own metric where that is another one.
+
+    Raises:
+        ExportError: No test set.
+    """
+    if not cfg.DATASETS.TESTS:
+        raise ExportError(
+            "DATASETS.TESTS", value="()", expected="a test set", remedy="""Add DATASETS.TESTS "('Market1501',)"."""
+        )
+    rows = []
+    for name in cfg.DATASETS.TESTS:
+        test = load_test(cfg, name)
+        items = [*test.query, *test.gallery]
+        with _on_accelerator(run.model) as model:
+            embeddings = extract.embed(cfg, model, items, title=f"Evaluating {name}")
+        count = len(test.query)
+        length = projection.matrix.shape[0]
+        arms = {(embeddings.shape[1], metric): embeddings for metric in dict.fromkeys((cfg.TEST.METRIC, "cosine"))}
+        arms[(length, "cosine")] = projection(embeddings)
+        for (dimension, metric), features in arms.items():
+            result = rank_test(test, features[:count], features[count:], metric)
+            rows.append(
+                {
+                    "test": name,
+                    "numbers": dimension,
+                    "metric": metric,
+                    "Rank-1": 100 * float(result.cmc[0]),
+                    "mAP": 100 * result.mAP,
+                    "mINP": 100 * result.mINP,
+                }
+            )
+    return rows
+
+
+def with_options(run: Deployed, options: list[str]) -> Any:
+    """The run's config with ``KEY VALUE`` options, on the data sets that the run itself named."""
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.NAMES = tuple(run.results["trained_on"])
+    cfg.DATASETS.TESTS = tuple(run.results["tested_on"])
+    cfg.merge_from_list(options)
+    return cfg
+
+
+@contextmanager
+def _on_accelerator(model: nn.Module) -> Iterator[nn.Module]:
+    """The model on the GPU, where there is one, for as long as images are embedded."""
+    try:
+        yield model.to("cuda" if torch.cuda.is_available() else "cpu")
+    finally:
+        model.to("cpu")
+
+
+def _training_items(cfg: Any) -> list[Item]:
+    return [item for name in cfg.DATASETS.NAMES for item in training_set(cfg, name)[1]]
+
+
+def _items(folder: Path) -> list[Item]:
+    return [(str(path), 0, 0) for path in image_files(existing_folder(str(folder), "--images"))]

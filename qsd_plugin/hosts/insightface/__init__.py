@@ -1,0 +1,1 @@
+"""InsightFace: the runtime package and arcface_torch checkouts."""

@@ -1,4 +1,5 @@
 # make demo    set up, run the whole QSD recipe and its control on built-in data, end with a table and pictures
+# make demo-face  set up, train a face network on built-in data, export it for insightface and compare
 # make test    set up, lint, type-check and run the whole suite
 # make check   lint and types only
 # make venv    set up only
@@ -21,7 +22,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: demo test suite check venv test-compat clean
+.PHONY: demo demo-face test suite check venv test-compat clean
 
 venv: $(READY)
 
@@ -41,6 +42,11 @@ $(VENV)/.no-venv: requirements/hosts.txt setup.py
 demo: $(READY)
 	$(RUN) tools/experiment.py projects/QSD/experiments/demo.yml
 	$(RUN) tools/compare.py logs/demo
+
+demo-face: $(READY)
+	$(RUN) tools/train_net.py --config-file projects/InsightFace/export_demo.yml
+	rm -rf logs/insightface/export_demo/package
+	$(RUN) tools/export_model.py logs/insightface/export_demo --face-package logs/insightface/export_demo/package --license LICENSE
 
 check: $(READY)
 	$(RUN) -m ruff check .

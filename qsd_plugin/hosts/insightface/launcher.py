@@ -26,7 +26,7 @@ from qsd_plugin.hosts.insightface.checkout import (
     host_module,
     on_path,
 )
-from qsd_plugin.hosts.insightface.options import read_options
+from qsd_plugin.hosts.insightface.option_checks import read_options
 from qsd_plugin.hosts.insightface.session import Session
 
 _MARK = "__qsd_plugin__"

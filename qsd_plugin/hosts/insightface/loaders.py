@@ -45,8 +45,8 @@ class Images(Protocol):
     def labels(self) -> NDArray[np.int64]:
         """The class of every image, [N]."""
 
-    def pixels(self, index: int) -> NDArray[np.uint8]:
-        """An image, RGB, uint8 [H, W, 3]."""
+    def sample(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        """An image, RGB, uint8 [H, W, 3], and its class."""
 
     def identities(self) -> int | None:
         """Number of identities, where it is known without reading all images."""
@@ -69,9 +69,10 @@ class RecordImages:
         """From the headers of all records."""
         return self._reader.labels(self._keys).astype(np.int64)
 
-    def pixels(self, index: int) -> NDArray[np.uint8]:
+    def sample(self, index: int) -> tuple[NDArray[np.uint8], int]:
         """Decoded."""
-        return decode_face(self._reader.read(int(self._keys[index])).content, name=self.path(index))
+        record = self._reader.read(int(self._keys[index]))
+        return decode_face(record.content, name=self.path(index)), int(record.label[0])
 
     def identities(self) -> int | None:
         """From the header record; ``None`` without one."""
@@ -97,9 +98,10 @@ class FolderImages:
         """Place of each folder in the alphabet."""
         return np.array([label for _, label in self._dataset.samples], dtype=np.int64)
 
-    def pixels(self, index: int) -> NDArray[np.uint8]:
+    def sample(self, index: int) -> tuple[NDArray[np.uint8], int]:
         """Decoded by the host's loader."""
-        return np.asarray(self._dataset.loader(self.path(index)))
+        path, label = self._dataset.samples[index]
+        return np.asarray(self._dataset.loader(path)), int(label)
 
     def identities(self) -> int | None:
         """Number of folders."""
@@ -109,19 +111,24 @@ class FolderImages:
 class CheckedDataset(Dataset[tuple[Tensor, Tensor]]):
     """The host's data set with classes that are compared with ``config.num_classes``.
 
-    Without this a class beyond it trains nothing, with a loss of 69, and no word.
+    Without this a class beyond it trains nothing, with a loss of 69, and no word. What the host's transform draws
+    follows from (seed, epoch, index), so that a resumed run goes on as if it had not stopped.
 
     Args:
         dataset: The host's.
         images: The same images as the plugin reads them.
         num_classes: C of the config.
+        seed: ``config.seed``.
 
     Raises:
-        DataError: The data set has more identities; on access, a class that is 0 to C - 1 not.
+        DataError: The data set has more identities; on access, a class that is not 0 to C - 1.
     """
 
-    def __init__(self, dataset: Any, images: Images, num_classes: int) -> None:
-        self.dataset, self.images, self.num_classes = dataset, images, num_classes
+    #: To be set to the loader's, whose epoch the draws follow.
+    sampler: Any = None
+
+    def __init__(self, dataset: Any, images: Images, num_classes: int, seed: int) -> None:
+        self.dataset, self.images, self.num_classes, self.seed = dataset, images, num_classes, seed
         known = images.identities()
         if known is not None and known > num_classes:
             raise _too_many_classes(images.name, f"{known} identities", num_classes)
@@ -132,8 +139,14 @@ class CheckedDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, label = self.dataset[index]
+        with seeded_globals(self.seed, "arcface image", self.epoch, int(index)):
+            image, label = self.dataset[index]
         return image, torch.as_tensor(self.check(int(label), index))
+
+    @property
+    def epoch(self) -> int:
+        """Of the sampler, which the trainer sets before its loader starts workers."""
+        return int(getattr(self.sampler, "epoch", 0))
 
     def check(self, label: int, index: int) -> int:
         """The class itself, if there is a row for it."""
@@ -145,44 +158,39 @@ class CheckedDataset(Dataset[tuple[Tensor, Tensor]]):
 class PairDataset(CheckedDataset):
     """Pairs of images, see the module; everything random follows from (seed, epoch, index).
 
-    ``sampler`` is to be set to the loader's, whose epoch the draws follow.
-
     Args:
         dataset: The host's.
         images: The same images as the plugin reads them.
         num_classes: C of the config.
-        options: What to pair with, and the labels.
         seed: ``config.seed``.
+        options: What to pair with, and the labels.
     """
 
-    sampler: Any = None
-
-    def __init__(self, dataset: Any, images: Images, num_classes: int, options: Options, seed: int) -> None:
-        super().__init__(dataset, images, num_classes)
-        self._seed, self._options = seed, options
+    def __init__(self, dataset: Any, images: Images, num_classes: int, seed: int, options: Options) -> None:
+        super().__init__(dataset, images, num_classes, seed)
+        self._options = options
         if options.paired == "identity":
             self._labels  # noqa: B018 - read once, before workers are forked
             self._quality  # noqa: B018
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        index = int(index)
-        epoch = int(getattr(self.sampler, "epoch", 0))
+        index, epoch = int(index), self.epoch
         if self._options.paired == "identity":
             return self._of_identity(index, epoch)
         view = self._options.qgface
+        pixels, label = self.images.sample(index)
         degraded, clean, _ = view_pair(
-            self.images.pixels(index),
-            numpy_stream(self._seed, "arcface views", epoch, index),
+            pixels,
+            numpy_stream(self.seed, "arcface views", epoch, index),
             crop_probability=view.crop_probability,
             photometric_probability=view.photometric_probability,
             rotation_probability=view.rotation_probability,
         )
-        label = int(self._labels[index]) if "_labels" in vars(self) else int(self.dataset[index][1])
         return torch.stack([_tensor(clean), _tensor(degraded)]), torch.as_tensor(self.check(label, index))
 
     def _of_identity(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
         partner = self.partner(index, epoch)
-        with seeded_globals(self._seed, "arcface pair", epoch, index):
+        with seeded_globals(self.seed, "arcface pair", epoch, index):
             pair = [self.dataset[place][0] for place in (index, partner)]
         quality, valid = self._quality
         # Alone, an image is its own partner and teaches nothing.
@@ -198,7 +206,7 @@ class PairDataset(CheckedDataset):
         if others == 0:
             return index
         own = int(rank[index])
-        drawn = int(numpy_stream(self._seed, "arcface partner", epoch, index).integers(others))
+        drawn = int(numpy_stream(self.seed, "arcface partner", epoch, index).integers(others))
         return int(order[start[label] + drawn + (drawn >= own)])
 
     @cached_property
@@ -225,7 +233,7 @@ class PairDataset(CheckedDataset):
         qsd = self._options.qsd
         if qsd.quality == "norm":
             return np.zeros(len(self), np.float32), np.ones(len(self), bool)
-        labels = QualityLabels.load(qsd.labels).rescaled(qsd.label_scale).controlled(qsd.control, seed=self._seed)
+        labels = QualityLabels.load(qsd.labels).rescaled(qsd.label_scale).controlled(qsd.control, seed=self.seed)
         found = []
         for begin in range(0, len(self), _CHUNK):
             paths = [self.images.path(index) for index in range(begin, min(begin + _CHUNK, len(self)))]
@@ -264,19 +272,21 @@ def training_loader(
             classes, seed = int(config["num_classes"]), int(config.get("seed") or 0)
             source: Images = images(dataset)
             if options.paired:
-                built.append(PairDataset(dataset, source, classes, options, seed))
+                built.append(PairDataset(dataset, source, classes, seed, options))
             else:
-                built.append(CheckedDataset(dataset, source, classes))
+                built.append(CheckedDataset(dataset, source, classes, seed))
             _check_length(len(dataset), config)
             return built[-1]
 
         return build
 
-    names = {"MXFaceDataset": RecordImages, "ImageFolder": FolderImages}
+    names: dict[str, type[RecordImages] | type[FolderImages]] = {
+        "MXFaceDataset": RecordImages,
+        "ImageFolder": FolderImages,
+    }
     loader = with_names(host, {name: wrapped(host.__globals__[name], kind) for name, kind in names.items()})(*arguments)
     for dataset in built:
-        if isinstance(dataset, PairDataset):
-            dataset.sampler = loader.sampler
+        dataset.sampler = loader.sampler
     return loader
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,8 +13,9 @@ from torch import nn
 from qsd_plugin.core.errors import HostError
 from qsd_plugin.hosts.insightface.heads import build_head
 from qsd_plugin.hosts.insightface.loaders import training_loader
-from qsd_plugin.hosts.insightface.options import Options, TeacherOptions, read_options
-from qsd_plugin.hosts.insightface.wrappers import EMBEDDING, MethodModel, default_levels, student_weights
+from qsd_plugin.hosts.insightface.option_checks import read_options
+from qsd_plugin.hosts.insightface.options import Options, TeacherOptions
+from qsd_plugin.hosts.insightface.wrappers import MethodModel, default_levels, student_weights
 from qsd_plugin.methods.qsd import level_weights
 from qsd_plugin.methods.qsd import preset as qsd_preset
 from qsd_plugin.methods.qud import ModuleTeacher, OnnxTeacher, Teacher
@@ -58,7 +60,7 @@ class Session:
 
     @cached_property
     def options(self) -> Options:
-        """The plugin's, see :func:`~.options.read_options`."""
+        """The plugin's, see :func:`~.option_checks.read_options`."""
         return read_options(self.config)
 
     def get_dataloader(self, *arguments: Any, **named: Any) -> Any:
@@ -91,13 +93,8 @@ class Session:
 
     def _teacher(self, options: TeacherOptions, arguments: Mapping[str, Any]) -> Teacher:
         if options.onnx:
-            from pathlib import Path
-
             size = (options.size, options.size) if options.size else None
             mean, std = [options.mean] * 3, [options.std] * 3
             return OnnxTeacher(Path(options.onnx), mean=mean, std=std, size=size, colour=options.colour)
         network = self._host_model(options.network, **{**arguments, "dropout": 0.0})
         return ModuleTeacher(network, student_weights(options.weights), mean=FACE_MEAN, std=FACE_STD)
-
-
-__all__ = ["EMBEDDING", "Session"]

@@ -64,7 +64,7 @@ class MethodModel(nn.Module):
         target = None if self.teacher is None else self.teacher(rows * 127.5 + 127.5)
         return TrainingOutput(embedding, {name: taps[name] for name in self.levels if name in taps}, target)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The student's."""
         return self.student.state_dict(*args, **kwargs)
 

@@ -280,11 +280,14 @@ def training_loader(
 
         return build
 
-    names: dict[str, type[RecordImages] | type[FolderImages]] = {
-        "MXFaceDataset": RecordImages,
-        "ImageFolder": FolderImages,
-    }
-    loader = with_names(host, {name: wrapped(host.__globals__[name], kind) for name, kind in names.items()})(*arguments)
+    found: Mapping[str, Any] = getattr(host, "__globals__", {})
+    loader = with_names(
+        host,
+        {
+            "MXFaceDataset": wrapped(found.get("MXFaceDataset"), RecordImages),
+            "ImageFolder": wrapped(found.get("ImageFolder"), FolderImages),
+        },
+    )(*arguments)
     for dataset in built:
         dataset.sampler = loader.sampler
     return loader

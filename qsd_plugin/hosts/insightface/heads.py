@@ -55,14 +55,13 @@ class Terms(nn.Module):
 
     def forward(self, output: TrainingOutput, targets: Tensor) -> tuple[list[Tensor], Stats]:
         """The terms that need no classes."""
-        losses, stats = [], {}
-        for term in (
-            None if self.qsd is None else self.qsd(output, targets),
-            None if self.qud is None else self.qud(output),
-        ):
-            if term is not None:
-                losses.append(term[0])
-                stats.update(term[1])
+        losses: list[Tensor] = []
+        stats: Stats = {}
+        found = [self.qsd(output, targets)] if self.qsd is not None else []
+        found += [self.qud(output, self.views)] if self.qud is not None else []
+        for loss, numbers in found:
+            losses.append(loss)
+            stats.update(numbers)
         return losses, stats
 
     def log(self, stats: Stats) -> None:

@@ -145,8 +145,8 @@ class QUDTerm(nn.Module):
         self.options = options
         self.queue = FeatureQueue(options.queue_size, embedding_size, seed=seed)
 
-    def forward(self, output: TrainingOutput) -> tuple[Tensor, Stats]:
-        """The weighted term and the embeddings' mean cosine; writes the queue."""
+    def forward(self, output: TrainingOutput, views: int) -> tuple[Tensor, Stats]:
+        """The weighted term and the embeddings' mean cosine; writes the queue, view by view."""
         student, teacher = output.embedding, output.teacher
         assert teacher is not None
         queue, tau = self.queue.features, self.options.temperature
@@ -164,7 +164,8 @@ class QUDTerm(nn.Module):
         else:
             loss = (mse_loss if self.options.loss == "mse" else cosine_loss)(student, teacher)
         monitors = qud_monitors(student.detach(), teacher, queue, tau)
-        self.queue.enqueue(teacher)
+        for view in teacher.chunk(views):  # the order of one process on the whole batch
+            self.queue.enqueue(view)
         stats = {"qud": loss.detach(), **{f"qud_{name}": monitors[name] for name in ("mean_cosine", "top_1")}}
         return self.options.weight * loss, stats
 

@@ -142,4 +142,4 @@ def trainings(host_root: Path, faces: Path, tmp_path_factory: pytest.TempPathFac
     yield Trainings(server, host_root, tmp_path_factory.mktemp("trainings"), faces)
     assert server.stdin is not None
     server.stdin.close()
-    server.wait(10)
+    server.wait(60)

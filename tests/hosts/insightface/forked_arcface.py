@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,21 @@ def main() -> None:
         for rank in range(job["processes"]):
             child = os.fork()
             if not child:
-                train(job, rank)
-                return
+                code = 0
+                try:
+                    train(job, rank)
+                except SystemExit as error:
+                    code = int(error.code or 0)
+                except BaseException:
+                    traceback.print_exc()
+                    code = 1
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()
+                os._exit(code)  # taking torch down takes longer than such a training
             children.append(child)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps(codes), flush=True)
+    os._exit(0)
 
 
 if __name__ == "__main__":

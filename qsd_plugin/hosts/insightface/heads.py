@@ -95,6 +95,7 @@ def build_head(
     config: Mapping[str, Any],
     levels: dict[str, float],
     arguments: tuple[Any, ...],
+    named: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The head of a run.
 
@@ -104,6 +105,7 @@ def build_head(
         config: The host's.
         levels: Of QSD, with their weights.
         arguments: Of the host's constructor: margin, embedding size, number of classes, sample rate, fp16.
+        named: More of them, by name.
 
     Raises:
         ConfigError: A queue is too small.
@@ -118,7 +120,7 @@ def build_head(
         margin = NormMargin(options.qgface)
     elif options.margin_gradient == "exact":
         margin = ExactArcFace(margin.s, margin.m2)
-    head: nn.Module = _class_head(host)(terms, options, margin, embedding_size, *rest)
+    head: nn.Module = _class_head(host)(terms, options, margin, embedding_size, *rest, **(named or {}))
     return head
 
 
@@ -126,8 +128,8 @@ def _class_head(host: Any) -> Any:
     class ClassHead(host):  # type: ignore[misc]
         """The host's softmax over classes, and the terms of the methods."""
 
-        def __init__(self, terms: Terms, options: Options, margin: nn.Module, *rest: Any) -> None:
-            super().__init__(margin, *rest)
+        def __init__(self, terms: Terms, options: Options, margin: nn.Module, *rest: Any, **named: Any) -> None:
+            super().__init__(margin, *rest, **named)
             self.terms = terms
             self._both = "QGFace" in options.methods or options.qsd.classify == "both"
 

@@ -30,6 +30,8 @@ from qsd_plugin.hosts.insightface.option_checks import read_options
 from qsd_plugin.hosts.insightface.session import Session
 
 _MARK = "__qsd_plugin__"
+#: The checkout whose trainer this process runs: there, a config that calls ``activate()`` has nothing left to do.
+_launched: list[Path] = []
 
 
 def train(host_root: Path, config: str) -> None:
@@ -45,6 +47,8 @@ def train(host_root: Path, config: str) -> None:
     """
     root = find_checkout(host_root)
     with ExitStack() as scope:
+        _launched.append(root)
+        scope.callback(_launched.clear)
         scope.enter_context(on_path(root))
         scope.enter_context(_clean_checkout())
         scope.callback(compat.apply_shims("import", _announce))
@@ -107,7 +111,7 @@ def load_config(root: Path, config: str) -> str:
 def activate_in_main() -> None:
     """See :func:`qsd_plugin.hosts.insightface.activate`."""
     main: Any = sys.modules["__main__"]
-    if hasattr(main, _MARK):
+    if _launched or hasattr(main, _MARK):
         return
     file = Path(str(getattr(main, "__file__", "")))
     missing = [name for name in IMPORTS if not hasattr(main, name)]

@@ -251,7 +251,11 @@ class PairDataset(CheckedDataset):
 
 
 def training_loader(
-    host: Callable[..., Any], config: Mapping[str, Any], options: Options, arguments: tuple[Any, ...]
+    host: Callable[..., Any],
+    config: Mapping[str, Any],
+    options: Options,
+    arguments: tuple[Any, ...],
+    named: Mapping[str, Any] | None = None,
 ) -> Any:
     """What the host's ``get_dataloader`` builds, over data sets of the plugin.
 
@@ -263,6 +267,7 @@ def training_loader(
         config: The host's.
         options: Of the plugin.
         arguments: Of the call.
+        named: More of them, by name.
     """
     built: list[CheckedDataset] = []
 
@@ -287,7 +292,7 @@ def training_loader(
             "MXFaceDataset": wrapped(found.get("MXFaceDataset"), RecordImages),
             "ImageFolder": wrapped(found.get("ImageFolder"), FolderImages),
         },
-    )(*arguments)
+    )(*arguments, **(named or {}))
     for dataset in built:
         dataset.sampler = loader.sampler
     return loader

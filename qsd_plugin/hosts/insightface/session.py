@@ -65,9 +65,9 @@ class Session:
 
     def get_dataloader(self, *arguments: Any, **named: Any) -> Any:
         """As the host's."""
-        if not self.options.methods or named or (len(arguments) > 3 and arguments[3]):  # DALI reads by itself
+        if not self.options.methods or self.config.get("dali"):  # DALI reads by itself
             return self._host_loader(*arguments, **named)
-        return training_loader(self._host_loader, self.config, self.options, arguments)
+        return training_loader(self._host_loader, self.config, self.options, arguments, named)
 
     def get_model(self, name: str, **arguments: Any) -> nn.Module:
         """As the host's, wrapped where a method needs more than an embedding of single images."""
@@ -83,9 +83,9 @@ class Session:
     def partial_fc(self, *arguments: Any, **named: Any) -> nn.Module:
         """As the host's ``PartialFC_V2(margin_loss, embedding_size, num_classes, sample_rate, fp16)``."""
         options = self.options
-        if named or not (options.methods or options.margin_gradient == "exact"):
+        if not (options.methods or options.margin_gradient == "exact"):
             return self._host_head(*arguments, **named)
-        return build_head(self._host_head, options, self.config, self._levels, arguments)
+        return build_head(self._host_head, options, self.config, self._levels, arguments, named)
 
     def _qsd_levels(self, student: nn.Module) -> dict[str, float]:
         qsd = self.options.qsd

@@ -67,7 +67,7 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
         r"qsd \S+  qsd_kept [1-8] .*norm_mean",
     ),
     "qsd norm": ({"methods": ["QSD"], "qsd": DEGRADED}, r"qsd \S+"),
-    "qud": ({"methods": ["QUD"]}, r"  qud \S+  qud_mean_cosine"),
+    "qud": ({"methods": ["QUD"]}, r"qud \S+  qud_mean_cosine"),
     "qud+adaface": ({"methods": ["QUD", "AdaFace"], "qud": {"loss": "cosine"}}, r"softmax \S+  qud \S+"),
     "all": (
         {"methods": ["QGFace", "QSD", "QUD"], "qgface": {"queue_size": 32}, "qsd": DEGRADED},
@@ -87,7 +87,7 @@ def test_method_trains_and_its_weights_load_into_the_plain_network(
     methods, logged = RUNS[name]
     network = "r18" if host_root == FAKE else "mbf"
     output, text = trainings.train(with_files(methods, faces, teacher, network))
-    assert re.search(f"qsd_plugin .*{logged}", text, re.M), text
+    assert re.search(f"-qsd_plugin .*{logged}", text, re.M), text
     assert losses(text)
     assert all(0 < loss < 200 for loss in losses(text))
     stored = torch.load(output / "model.pt", weights_only=True)
@@ -218,14 +218,19 @@ def test_damaged_record_ends_the_run_instead_of_hanging(trainings: Trainings, tm
     assert "image of a record or verification set" in trainings.refused({"methods": ["AdaFace"]}, rec=str(folder))
 
 
-def test_tool_starts_its_processes_itself(trainings: Trainings, host_root: Path, tmp_path: Path) -> None:
-    config = trainings.config({"methods": ["AdaFace"]}, batch_size=4, output=str(tmp_path / "out"))
+def test_tool_starts_its_processes_itself(
+    trainings: Trainings, host_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = "from qsd_plugin.hosts.insightface import activate; activate()"  # not needed here, and no harm
+    config = trainings.config({"methods": ["AdaFace"]}, call, batch_size=4, output=str(tmp_path / "out"))
     tool = Path(__file__).parents[3] / "tools" / "train_arcface.py"
     command = [sys.executable, str(tool), "--host-root", str(host_root), "--nproc", "2", str(config)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     assert last_state(tmp_path / "out", 1)["weight"].shape == (3, 16)
-    wrong = subprocess.run([*command[:3], str(tmp_path), str(config)], capture_output=True, text=True, check=False)
-    assert wrong.returncode == 2
-    assert "HostError: arcface_torch checkout: got " in wrong.stderr
+    from tools.train_arcface import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["--host-root", str(tmp_path), str(config)])
+    assert "HostError: arcface_torch checkout: got " in capsys.readouterr().err

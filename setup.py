@@ -60,6 +60,8 @@ setup(
     entry_points={
         "console_scripts": [
             "qsd-train=qsd_plugin.tools.train_net:main",
+            "qsd-train-arcface=qsd_plugin.tools.train_arcface:main",
+            "qsd-arcface-shards=qsd_plugin.tools.arcface_shards:main",
             "qsd-export=qsd_plugin.tools.export_model:main",
             "qsd-doctor=qsd_plugin.tools.doctor:main",
             "qsd-data=qsd_plugin.tools.build_data:main",

@@ -6,6 +6,7 @@ from qsd_plugin.methods.qgface.head import AdaFaceHead, HeadResult, QGFaceHead, 
 from qsd_plugin.methods.qgface.profiles import PROFILES, ContrastOptions, contrast_options
 from qsd_plugin.methods.qgface.queue import Negatives, ProxyQueue, check_queue_size, translated
 from qsd_plugin.methods.qgface.schedules import contrast_weight_at, queue_limit_at, threshold_at
+from qsd_plugin.methods.qgface.sharded import sharded_adaface_logits
 from qsd_plugin.methods.qgface.statistics import NormStatistics, margin_scaler, norm_moments, unit_and_norm
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "norm_moments",
     "pair_quality",
     "queue_limit_at",
+    "sharded_adaface_logits",
     "threshold_at",
     "translated",
     "unit_and_norm",

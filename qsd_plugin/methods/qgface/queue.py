@@ -6,6 +6,7 @@ Source: Song and Wang, "QGFace", arXiv 2312.17494; the translation is that of Br
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 
 from qsd_plugin.core.distributed import gather_equal_rows, rank, world_size
 from qsd_plugin.core.errors import ConfigError
+
+#: Class centres, equal on every rank: all of them, [C, D], or a function from labels [n] to theirs, [n, D], for heads
+#: whose classes are spread over the ranks.
+Centres = Tensor | Callable[[Tensor], Tensor]
 
 
 class Negatives(NamedTuple):
@@ -26,7 +31,7 @@ class Negatives(NamedTuple):
     """[n] bool: the slot counts."""
 
 
-def translated(embeddings: Tensor, snapshots: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+def translated(embeddings: Tensor, snapshots: Tensor, labels: Tensor, weight: Centres) -> Tensor:
     """``e + (|e| / |p|) (w - p)``: stored embeddings moved as their class centres have moved since.
 
     One temporary of the size of the queue, which is the result.
@@ -35,17 +40,24 @@ def translated(embeddings: Tensor, snapshots: Tensor, labels: Tensor, weight: Te
         embeddings: e, as stored, [n, D].
         snapshots: p, the class centres when they were stored, [n, D].
         labels: Of the embeddings, [n] int64; below 0 for an empty slot.
-        weight: Class centres now, [C, D]; receives no gradient.
+        weight: Class centres now, [C, D] or a function; receives no gradient.
 
     Returns:
         [n, D]; equal to ``embeddings`` where the centre has not moved.
     """
-    moved = weight.detach().to(embeddings.dtype).index_select(0, labels.clamp(min=0)).sub_(snapshots)
+    moved = centres_of(weight, labels.clamp(min=0)).to(embeddings.dtype).sub_(snapshots)
     lengths = torch.linalg.vector_norm(snapshots, dim=1, keepdim=True)
     ratio = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True) / lengths.clamp(
         min=torch.finfo(lengths.dtype).tiny
     )
     return moved.mul_(ratio).add_(embeddings)
+
+
+def centres_of(weight: Centres, labels: Tensor) -> Tensor:
+    """The centres of classes, [n, D], detached; a tensor of its own. Every rank must ask for the same labels [n]."""
+    if isinstance(weight, Tensor):
+        return weight.detach().index_select(0, labels)
+    return weight(labels).detach()
 
 
 def check_queue_size(size: int, images: int, ranks: int = 1, views: int = 2) -> None:
@@ -132,13 +144,13 @@ class ProxyQueue(nn.Module):
         self._limit = value
 
     @torch.no_grad()
-    def enqueue(self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    def enqueue(self, embeddings: Tensor, labels: Tensor, weight: Centres | None = None) -> Tensor:
         """Write the embeddings of all ranks over the oldest entries.
 
         Args:
             embeddings: Unit embeddings of this rank, [V, N, D]: the clean view first, by the authors' order.
             labels: Of the images, [N] int64.
-            weight: Class centres, [C, D], equal on every rank; needed with ``compensate``.
+            weight: Class centres, [C, D] or a function, equal on every rank; needed with ``compensate``.
 
         Returns:
             [N, V] int64: the slots that this rank's images went to, for a mask of instances.
@@ -161,17 +173,17 @@ class ProxyQueue(nn.Module):
         self.embeddings.index_copy_(0, slots, whole.reshape(rows, dim))
         self.labels.index_copy_(0, slots, whole_labels)
         if self.compensate:
-            self.snapshots.index_copy_(0, slots, self._needed(weight)[whole_labels].to(self.snapshots))
+            self.snapshots.index_copy_(0, slots, centres_of(self._needed(weight), whole_labels).to(self.snapshots))
         self.pointer.add_(rows).remainder_(self.size)
         self.filled.add_(rows).clamp_(max=max(self.limit, rows))
         return slots.view(views, ranks, images)[:, rank()].T
 
     @torch.no_grad()
-    def negatives(self, weight: Tensor | None = None) -> Negatives:
+    def negatives(self, weight: Centres | None = None) -> Negatives:
         """The entries as they are to be contrasted with now, in the order of the slots.
 
         Args:
-            weight: Class centres now, [C, D], before the optimizer's step; needed with ``compensate``.
+            weight: Class centres now, [C, D] or a function, before the optimizer's step; needed with ``compensate``.
         """
         entries = self.embeddings
         if self.compensate:
@@ -187,13 +199,13 @@ class ProxyQueue(nn.Module):
         dim = self.embeddings.shape[1]
         return f"size={self.size}, dim={dim}, compensate={self.compensate}, renormalise={self.renormalise}"
 
-    def _needed(self, weight: Tensor | None) -> Tensor:
+    def _needed(self, weight: Centres | None) -> Centres:
         dim = self.embeddings.shape[1]
-        if weight is None or weight.dim() != 2 or weight.shape[1] != dim:
+        if weight is None or (isinstance(weight, Tensor) and (weight.dim() != 2 or weight.shape[1] != dim)):
             raise ConfigError(
                 "QGFace queue: weight",
                 value=None if weight is None else tuple(weight.shape),
                 expected=f"class centres [C, {dim}] of the head, because the queue moves its entries along with them",
                 remedy="Pass head.weight, or build the queue with compensate=False.",
             )
-        return weight.detach()
+        return weight

@@ -121,7 +121,7 @@ def degradation_of(cfg: Any) -> Degrade:
     def degrade(image: PILImage.Image, generator: np.random.Generator) -> PILImage.Image:
         pixels = np.asarray(image)
         if alone:
-            severity, numbers = draw_res(generator, *pixels.shape[:2], ratio)
+            severity, numbers = draw_res(generator, pixels.shape[0], pixels.shape[1], ratio)
             return PILImage.fromarray(replay(pixels, {"name": "dil_res", "severity": severity, **numbers}))
         return PILImage.fromarray(mix.apply(pixels, generator)[0])
 

@@ -29,7 +29,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unsupervised_pairs_are_of_different_cameras_every_other_iteration(tmp_path: Path) -> None:
     draws = PairDraws(CAMERAS, dil_cfg(tmp_path))
-    for draw in range(0, 12 * ROWS):
+    for draw in range(12 * ROWS):
         index = draw % len(CAMERAS)
         better, worse = draws.pair(index, draw)
         assert better == index
@@ -45,7 +45,7 @@ def test_unsupervised_pairs_are_of_different_cameras_every_other_iteration(tmp_p
 def test_domains_put_the_degraded_camera_second_and_degrade_clean_images_only(tmp_path: Path) -> None:
     options = {"DIL.PAIRS.OTHER": "unpaired", "DIL.PAIRS.DEGRADED_CAMERAS": [0]}
     draws = PairDraws(CAMERAS, dil_cfg(tmp_path, **options))
-    for draw in range(0, 12 * ROWS):
+    for draw in range(12 * ROWS):
         index = draw % len(CAMERAS)
         better, worse = draws.pair(index, draw)
         assert better in (2, 3)
@@ -104,7 +104,7 @@ def test_batches_hold_both_images_and_are_the_same_for_any_number_of_workers(tmp
 def test_another_sampler_or_data_of_the_caller_is_refused(tmp_path: Path, data: None) -> None:
     from fastreid.data import build_reid_train_loader
 
-    with pytest.raises(ConfigError, match="DATALOADER.SAMPLER_TRAIN: got 'TrainingSampler'; expected SeededTraining"):
+    with pytest.raises(ConfigError, match=r"DATALOADER.SAMPLER_TRAIN: got 'TrainingSampler'; expected SeededTraining"):
         build_reid_train_loader(dil_cfg(tmp_path, **{"DATALOADER.SAMPLER_TRAIN": "TrainingSampler"}))
     with pytest.raises(ConfigError, match="sampler passed to build_reid_train_loader"):
         build_reid_train_loader(dil_cfg(tmp_path), sampler=[1, 2])

@@ -122,7 +122,7 @@ def num_classes(cfg: Any) -> int:
 
 def scaled(cfg: Any, channels: int) -> int:
     """``channels`` at the configured width, as :func:`~qsd_plugin.methods.dil.networks.dil_networks` rounds them."""
-    return max(4, round(channels * cfg.DIL.WIDTH / 4) * 4)
+    return max(4, round(channels * float(cfg.DIL.WIDTH) / 4) * 4)
 
 
 def check_config(cfg: Any) -> None:

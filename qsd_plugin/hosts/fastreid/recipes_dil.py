@@ -52,7 +52,8 @@ def dil_stages(cfg: Any, arguments: Any) -> list[Stage]:
         PairDraws([camera for part in items.values() for _, _, camera in part], stage1)
     stages = []
     if _trains_teacher(cfg):
-        keys = _keys(teacher, ("DIL.REPLAY.", "DIL.STAGE1_OPTIONS.", "DIL.PAIRS."))
+        keys = _keys(teacher, ("DIL.REPLAY.", "DIL.STAGE1_OPTIONS.", "DIL.PAIRS.", "DIL.STAGE2_OPTIONS."))
+        keys["DIL.STAGE2_OPTIONS.SEN_LOSS"] = teacher.DIL.STAGE2_OPTIONS.SEN_LOSS
         stages.append(training_stages.training_stage("teacher", teacher, arguments, data, keys=keys))
     if not cfg.DIL.STAGE1:
         inputs = _files(stage1, "TEACHER")

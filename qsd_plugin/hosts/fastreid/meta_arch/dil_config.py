@@ -9,6 +9,7 @@ from torch import nn
 from qsd_plugin.core.distributed import world_size
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.degradations.mixing import Mix, parse_mix
+from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.methods.dil import (
     IdentityEncoder,
     Networks,
@@ -30,7 +31,7 @@ ARCHITECTURES = (STAGE1, STAGE2, TEACHER)
 
 def is_dil(cfg: Any) -> bool:
     """Whether a training depends on the node ``DIL``."""
-    return cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES
+    return any(in_chain(cfg, name) for name in ARCHITECTURES)
 
 
 def mix_of(cfg: Any) -> Mix:
@@ -140,9 +141,16 @@ def check_config(cfg: Any) -> None:
         size = list(cfg.INPUT[key])
         if any(side % 16 or side < SMALLEST_SIDE for side in size):
             raise ConfigError(f"INPUT.{key}", value=size, expected=f"multiples of 16, at least {SMALLEST_SIDE}")
-    if cfg.MODEL.META_ARCHITECTURE == STAGE1:
+    if in_chain(cfg, STAGE1):
+        if cfg.MODEL.META_ARCHITECTURE != STAGE1:
+            raise ConfigError(
+                "MODEL.META_ARCHITECTURE",
+                value=cfg.MODEL.META_ARCHITECTURE,
+                expected=f"{STAGE1} itself: nothing is added to stage 1",
+                remedy=f"Other methods go on top of stage 2, {STAGE2}.",
+            )
         _check_stage1(cfg)
-    elif cfg.MODEL.META_ARCHITECTURE == STAGE2:
+    elif in_chain(cfg, STAGE2):
         _check_stage2(cfg)
 
 

@@ -50,20 +50,18 @@ class PairDraws:
         self._seed, self._rank, self._batch = max(cfg.SEED, 0), rank(), images_per_rank(cfg)
         self.schedule = schedule_of(cfg)
         self.degrade = degradation_of(cfg)
-        domains = [_camera_number(camera) for camera in cameras]
-        self._by_domain = self.schedule.other == "unpaired"
-        if self._by_domain:
-            degraded = set(cfg.DIL.PAIRS.DEGRADED_CAMERAS)
-            domains = [int(domain in degraded) for domain in domains]
+        self._by_domain = self.schedule.other == "unpaired" and self.schedule.paired_probability != 1
+        names: list[Any] = [_camera_number(camera) if self._by_domain else str(camera) for camera in cameras]
+        degraded = set(cfg.DIL.PAIRS.DEGRADED_CAMERAS)
+        domains = [name in degraded for name in names] if self._by_domain else names
         self._domains = np.array(domains)
-        found = sorted(set(domains))
-        if self.schedule.paired_probability != 1 and len(found) < 2:
+        if self.schedule.paired_probability != 1 and len(set(domains)) < 2:
             raise ConfigError(
                 "DIL.PAIRS.DEGRADED_CAMERAS" if self._by_domain else "DIL.PAIRS.OTHER",
                 value=list(cfg.DIL.PAIRS.DEGRADED_CAMERAS) if self._by_domain else self.schedule.other,
                 expected="images of both domains" if self._by_domain else "training images of at least two cameras",
-                remedy=f"The cameras are {sorted({_camera_number(camera) for camera in cameras})[:12]}. For paired "
-                "iterations alone set DIL.PAIRS.PAIRED_PROB 1.",
+                remedy=f"The cameras are {sorted(set(names))[:12]}. For paired iterations alone set "
+                "DIL.PAIRS.PAIRED_PROB 1.",
             )
 
     def iteration(self, draw: int) -> int:
@@ -177,5 +175,5 @@ def _camera_number(camera: Any) -> int:
         return int(str(camera).rsplit("_", 1)[-1])
     except ValueError:
         raise DataError(
-            "Camera of a training image", value=camera, expected="a number, for DIL's pairs of different cameras"
+            "Camera of a training image", value=camera, expected="a number, for DIL.PAIRS.DEGRADED_CAMERAS"
         ) from None

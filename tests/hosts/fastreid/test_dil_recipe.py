@@ -17,6 +17,10 @@ from qsd_plugin.core.stages import run_recipe
 from qsd_plugin.hosts import fastreid as host
 from qsd_plugin.hosts.fastreid import recipes, training_stages
 from qsd_plugin.hosts.fastreid.compat.images import read_image
+from qsd_plugin.hosts.fastreid.meta_arch.dil_config import check_config, stage1_options, stage2_options
+from qsd_plugin.hosts.fastreid.recipes_dil import stage1_config, teacher_config
+from qsd_plugin.methods.dil import Stage1Options, Stage2Options
+from qsd_plugin.model_zoo import get_config_file
 
 host.activate()
 
@@ -142,3 +146,18 @@ def test_mistakes_are_refused_before_anything_is_trained(folder: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             recipes.build_recipe(recipe_cfg(folder, **options), ARGUMENTS)
+
+
+@pytest.mark.parametrize(("name", "images", "iterations"), [("market", 12_936, 29_106), ("msmt17", 30_248, 30_248)])
+def test_shipped_configs_have_the_authors_length_and_sizes(name: str, images: int, iterations: int) -> None:
+    from fastreid.config import get_cfg
+
+    cfg = get_cfg()
+    cfg.merge_from_file(get_config_file(f"DIL/{name}.yml"))
+    first = stage1_config(cfg, Path("logs"))
+    for own in (cfg, first, teacher_config(cfg, Path("logs"))):
+        check_config(own)
+    assert images // first.SOLVER.IMS_PER_BATCH * first.SOLVER.MAX_EPOCH == iterations
+    assert (first.SOLVER.BASE_LR, first.SOLVER.WEIGHT_DECAY_BIAS, first.DIL.WIDTH) == (1e-4, 5e-4, 1.0)
+    assert stage1_options(first) == Stage1Options()
+    assert stage2_options(cfg) == Stage2Options()

@@ -50,7 +50,7 @@ class PairDraws:
         self._seed, self._rank, self._batch = max(cfg.SEED, 0), rank(), images_per_rank(cfg)
         self.schedule = schedule_of(cfg)
         self.degrade = degradation_of(cfg)
-        self._by_domain = self.schedule.other == "unpaired" and self.schedule.paired_probability != 1
+        self._by_domain = self.schedule.other == "unpaired" and bool(cfg.DIL.PAIRS.DEGRADED_CAMERAS)
         names: list[Any] = [_camera_number(camera) if self._by_domain else str(camera) for camera in cameras]
         degraded = set(cfg.DIL.PAIRS.DEGRADED_CAMERAS)
         domains = [name in degraded for name in names] if self._by_domain else names

@@ -23,7 +23,7 @@ from qsd_plugin.core.progress import duration
 
 MARKER = "stage.json"
 #: The training stage whose network a recipe is for, by ``RECIPE.NAME``.
-FINAL_STAGES = {"qsd": "qsd", "qud": "student", "qgface": "qgface"}
+FINAL_STAGES = {"qsd": "qsd", "qud": "student", "qgface": "qgface", "dil": "stage2"}
 
 Action = Literal["skip", "run", "resume"]
 

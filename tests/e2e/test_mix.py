@@ -177,6 +177,8 @@ def shown_to_base(cfg: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_classes(model: Any) -> int:
+    if hasattr(model, "reid"):
+        return len(model.reid.fuse_classifier.classifier[0].weight)
     return len(model.get_submodule("b1_head" if hasattr(model, "b1_head") else "heads").weight)
 
 

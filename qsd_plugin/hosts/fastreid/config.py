@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qsd_plugin.hosts.fastreid.config_data import add_data_config
+from qsd_plugin.hosts.fastreid.config_dil import add_dil_config, add_dil_recipe_config
 from qsd_plugin.hosts.fastreid.config_mixed import add_mixed_config
 from qsd_plugin.hosts.fastreid.config_protocols import add_protocol_config
 from qsd_plugin.hosts.fastreid.config_qgface import add_qgface_head_config
@@ -32,6 +33,8 @@ def add_all_config(cfg: Any) -> None:
         add_qgface_head_config,
         add_qgface_views_config,
         add_qgface_contrast_config,
+        add_dil_config,
+        add_dil_recipe_config,
     ):
         add(cfg)
 
@@ -183,7 +186,8 @@ def add_recipe_config(cfg: Any) -> None:
     cfg.RECIPE = node = type(cfg)()
     # "" (train this config only) | qsd (baseline -> labels -> qsd) | qud (teacher -> student; the teacher is trained
     # where KD.MODEL_CONFIG names its config and KD.MODEL_WEIGHTS no checkpoint) | qgface (this config in a stage of its
-    # own; the arms of an experiment then share none).
+    # own; the arms of an experiment then share none) | dil ([teacher] -> stage 1 -> bank -> stage 2; this config is the
+    # last one's, RECIPE.DIL has what the others differ in).
     node.NAME = ""
     # True: also the control, the same fine-tuning from the same baseline without QSD.
     node.CONTROL = False

@@ -23,6 +23,9 @@ def load_model(cfg: Any, checkpoint: Path) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False
+    for key in ("TEACHER", "STAGE1", "BANK"):
+        if "DIL" in cfg:
+            cfg.DIL[key] = ""  # files that a training starts from
     model: nn.Module = build_model(cfg)
     Checkpointer(model).load(str(checkpoint))
     return model.eval()

@@ -31,6 +31,7 @@ from qsd_plugin.hosts.fastreid.compat.images import read_image
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace, together
 from qsd_plugin.hosts.fastreid.compose import in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set, training_set
+from qsd_plugin.hosts.fastreid.dil_pairs import OWN, PairDraws, pair_sample, pair_transforms, refuse_own, wants_pairs
 from qsd_plugin.hosts.fastreid.feature_caching import plain_transforms, varying_steps, wants_cache
 from qsd_plugin.hosts.fastreid.folds import training_part
 from qsd_plugin.hosts.fastreid.pair_views import PairViews, host_transforms_config, pair_views, refuse_own_transforms
@@ -89,6 +90,8 @@ class TrainSet(CommDataset):  # type: ignore[misc]
             image as it is shown. ``views`` must draw the flips then, and not ``transform``.
         training_views: Makes two views of an image, or one: then ``images`` is the clean view and a sample also holds
             ``degraded_images``, or ``images`` is the only view.
+        pairs: Makes the pairs of DIL's stage 1: then ``images`` and ``targets`` are the better image's, and a sample
+            also holds ``worse_images``, ``worse_targets`` and ``dil_iteration``. Nothing else of the above then.
     """
 
     def __init__(
@@ -101,8 +104,10 @@ class TrainSet(CommDataset):  # type: ignore[misc]
         views: PairViews | None = None,
         features: CachedFeatures | None = None,
         training_views: TrainingViews | None = None,
+        pairs: PairDraws | None = None,
     ) -> None:
         super().__init__(items, transform, relabel=True)
+        self._pairs = pairs
         self._seed, self._partners, self._rank = seed, partners, rank()
         self._views = views or PairViews(seed, self._rank)
         self._features, self._training_views = features, training_views
@@ -113,10 +118,16 @@ class TrainSet(CommDataset):  # type: ignore[misc]
     def __getitem__(self, index: int) -> dict[str, Any]:
         damaged: list[str] = []
         draw = getattr(index, "draw", 0)
-        image, shown = self._read(int(index), damaged)
+        if self._pairs is not None:
+            made, shown = pair_sample(
+                self._pairs, int(index), draw, lambda which: self._read(which, damaged), self.transform, self._label
+            )
+        else:
+            image, shown = self._read(int(index), damaged)
+            made = self._shown(image, shown, draw, "")
         path, identity, camera = self.img_items[shown]
         sample = {
-            **self._shown(image, shown, draw, ""),
+            **made,
             "targets": self.pid_dict[identity],
             "camids": self.cam_dict[camera],
             "img_paths": path,
@@ -125,6 +136,9 @@ class TrainSet(CommDataset):  # type: ignore[misc]
             sample |= self._partner(shown, draw, damaged)
         sample[_CORRUPT] = "\n".join(damaged)
         return sample
+
+    def _label(self, index: int) -> int:
+        return int(self.pid_dict[self.img_items[index][1]])
 
     def _partner(self, anchor: int, draw: int, damaged: list[str]) -> dict[str, Any]:
         others = [index for index in self._members[self.img_items[anchor][1]] if index != anchor]
@@ -266,6 +280,8 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
         cfg = _config_of(args, kwargs)
         if cfg is None:
             return host_build(*args, **kwargs)
+        if wants_pairs(cfg):
+            return _pair_loader(host_build, cfg, kwargs)
         if kwargs.get("train_set") is not None:
             return _foreign_loader(host_build, cfg, args, kwargs)
         kwargs.pop("cfg", None)
@@ -294,11 +310,27 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
             loader = host_build(cfg, train_set=train_set, sampler=sampler, transforms=transforms)
         if partners or views is not None or made is not None:
             loader.batch_sampler.sampler = CountingSampler(loader.batch_sampler.sampler)
-        record = corrupt_images(cfg)
-        record.expect(len(items))
-        return WatchedLoader(loader, record)
+        return _watched(cfg, loader, items)
 
     return build_reid_train_loader
+
+
+def _watched(cfg: Any, loader: Any, items: Sequence[Item]) -> WatchedLoader:
+    record = corrupt_images(cfg)
+    record.expect(len(items))
+    return WatchedLoader(loader, record)
+
+
+def _pair_loader(host_build: Callable[..., Any], cfg: Any, options: dict[str, Any]) -> WatchedLoader:
+    """The loader of DIL's stage 1."""
+    refuse_own(cfg, options)
+    items, sets = _training_items(cfg, {key: value for key, value in options.items() if key not in OWN})
+    transforms = pair_transforms(cfg)
+    pairs = PairDraws([camera for _, _, camera in items], cfg)
+    train_set = TrainSet(items, transforms, seed=max(cfg.SEED, 0), pairs=pairs)
+    loader = host_build(cfg, train_set=train_set, sampler=build_sampler(cfg, items, sets), transforms=transforms)
+    loader.batch_sampler.sampler = CountingSampler(loader.batch_sampler.sampler)
+    return _watched(cfg, loader, items)
 
 
 def _foreign_loader(host_build: Callable[..., Any], cfg: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

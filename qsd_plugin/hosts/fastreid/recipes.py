@@ -1,7 +1,7 @@
 """The stages behind ``tools/train_net.py``.
 
 ``qsd``: baseline -> [folds] -> labels -> [control] -> qsd -> report -> deploy. ``qud``: [teacher] ->
-[cache] -> student -> deploy. ``qgface``: qgface -> deploy.
+[cache] -> student -> deploy. ``qgface``: qgface -> deploy. ``dil``: [teacher] -> stage1 -> bank -> stage2.
 """
 
 from __future__ import annotations
@@ -56,11 +56,12 @@ def build_recipe(cfg: Any, arguments: Any) -> list[Stage]:
         raise ConfigError("RECIPE.NAME", value=cfg.RECIPE.NAME, remedy=did_you_mean(cfg.RECIPE.NAME, FINAL_STAGES))
     if cfg.RECIPE.NAME == "qsd":
         return _qsd_stages(cfg, arguments)
-    # Both are made of what is in this module.
+    # All are made of what is in this module.
+    from qsd_plugin.hosts.fastreid.recipes_dil import dil_stages
     from qsd_plugin.hosts.fastreid.recipes_qgface import qgface_stages
     from qsd_plugin.hosts.fastreid.recipes_qud import qud_stages
 
-    return (qud_stages if cfg.RECIPE.NAME == "qud" else qgface_stages)(cfg, arguments)
+    return {"qud": qud_stages, "qgface": qgface_stages, "dil": dil_stages}[cfg.RECIPE.NAME](cfg, arguments)
 
 
 def _qsd_stages(cfg: Any, arguments: Any) -> list[Stage]:

@@ -13,6 +13,7 @@ from qsd_plugin.hosts.fastreid import (
     baseline_losses,
     config,
     datasets,
+    dil_optimizer,
     face_backbones,
     loaders,
     margins,
@@ -27,6 +28,9 @@ from qsd_plugin.hosts.fastreid import (
 )
 from qsd_plugin.hosts.fastreid.compat.patch import replace
 from qsd_plugin.hosts.fastreid.compose import ComposedArchitecture
+from qsd_plugin.hosts.fastreid.meta_arch.dil import DIL
+from qsd_plugin.hosts.fastreid.meta_arch.dil_reid import DILReID
+from qsd_plugin.hosts.fastreid.meta_arch.dil_teacher import DILTeacher
 from qsd_plugin.hosts.fastreid.meta_arch.qgface import QGFaceMixin
 from qsd_plugin.hosts.fastreid.meta_arch.qsd import QSDMixin
 from qsd_plugin.hosts.fastreid.meta_arch.qud import QUDMixin
@@ -51,6 +55,8 @@ def register_all() -> None:
     META_ARCH_REGISTRY.register(ComposedArchitecture("QSD", QSDMixin))
     META_ARCH_REGISTRY.register(ComposedArchitecture("QUD", QUDMixin))
     META_ARCH_REGISTRY.register(ComposedArchitecture("QGFace", QGFaceMixin))
+    for architecture in (DIL, DILReID, DILTeacher):
+        META_ARCH_REGISTRY.register(architecture)
     backbones.register_backbones()
     face_backbones.register_face_backbones()
     margins.register_margins()
@@ -63,6 +69,7 @@ def register_all() -> None:
     protocols.install()
     refresh.install()
     qgface_epochs.install()
+    dil_optimizer.install()
     sampler_state.install()
     _seed_from_config()
 

@@ -17,6 +17,7 @@ from qsd_plugin.core.stages import FINAL_STAGES, Stage
 from qsd_plugin.hosts.fastreid import deploy, deployed, extract
 from qsd_plugin.hosts.fastreid.compose import base_architecture, in_chain
 from qsd_plugin.hosts.fastreid.datasets import Item, stored_sizes, training_set
+from qsd_plugin.hosts.fastreid.meta_arch.dil_config import is_dil
 from qsd_plugin.hosts.fastreid.training_views import wants_views
 
 logger = logging.getLogger("fastreid.qsd_plugin.recipes")
@@ -173,7 +174,8 @@ def _deploy(cfg: Any, checkpoint: Path, metrics: dict[str, Any], folder: Path) -
 
 
 def relevant_keys(cfg: Any, more: Sequence[str]) -> dict[str, Any]:
-    unused = [f"{node}." for node, used in (("QUD", in_chain(cfg, "QUD")), ("QGFACE", reads_qgface(cfg))) if not used]
+    nodes = {"QUD": in_chain(cfg, "QUD"), "QGFACE": reads_qgface(cfg), "DIL": is_dil(cfg)}
+    unused = [f"{node}." for node, used in nodes.items() if not used]
     prefixes = (*_INDIFFERENT, *more, *unused)
     return {key: value for key, value in flatten(cfg).items() if not key.startswith(prefixes)}
 

@@ -5,7 +5,17 @@ of its own, imported here. :func:`diagnose` runs them all. Checks that need the 
 by ``qsd_plugin.hosts.fastreid.run_checks``.
 """
 
-from qsd_plugin.report.run_doctor import comparison, contrast, distillation, labels, norms, settings, teacher, training
+from qsd_plugin.report.run_doctor import (
+    comparison,
+    contrast,
+    degradation,
+    distillation,
+    labels,
+    norms,
+    settings,
+    teacher,
+    training,
+)
 from qsd_plugin.report.run_doctor.findings import Finding, Verdict, as_json, as_text, worst
 from qsd_plugin.report.run_doctor.registry import CHECKS, Check, check, diagnose
 from qsd_plugin.report.run_doctor.run_files import Run, StageFolder, open_run
@@ -22,6 +32,7 @@ __all__ = [
     "check",
     "comparison",
     "contrast",
+    "degradation",
     "diagnose",
     "distillation",
     "labels",

@@ -183,7 +183,8 @@ class Run:
         """
         user = self.label_user
         if user is None:
-            return [(path, stage) for stage in self.stages for path in sorted(stage.path.glob("*.npz"))]
+            found = ((path, stage) for stage in self.stages for path in sorted(stage.path.glob("*.npz")))
+            return [(path, stage) for path, stage in found if stage.name != "bank"]  # DIL's bank holds codes
         names = user.setting("DATASETS.NAMES", ())
         inside = [str(Path(str(user.setting("OUTPUT_DIR", "")), "labels", f"{name}.npz")) for name in names]
         files = [self.locate(user, str(path)) for path in user.setting("QUALITY.FILES") or inside]

@@ -184,7 +184,7 @@ def test_comparison_names_both_arms(
         (["QSD.PARING", "inbatch"], "Did you mean"),
         (["SEED"], "pairs KEY VALUE"),
         (["--jobs", "0"], "--jobs: got 0"),
-        (["RECIPE.NAME", "none"], "qsd or qud in an experiment"),
+        (["RECIPE.NAME", "none"], "qsd or qud or qgface in an experiment"),
         (
             ["DATASETS.TESTS", "('Market1501', 'DukeMTMC')"],
             "one person re-identification set, or face test sets, in an experiment",

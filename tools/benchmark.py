@@ -33,6 +33,7 @@ def main() -> None:
         "labels": labels,
         "ranking": ranking,
         "qsd": qsd_step,
+        "qgface": qgface_step,
         "qud": qud,
         "faces": faces,
     }
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs per item with a limit")
     parser.add_argument("--slow-pairs", type=int, default=6, help="pairs of slow items without a limit")
     parser.add_argument(
-        "--items", default="", metavar="TEXT", help="of ranking and qsd only items with this in their name"
+        "--items", default="", metavar="TEXT", help="of ranking, qsd and qgface only items with this in their name"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     options = parser.parse_args()
@@ -82,6 +83,16 @@ def qsd_step(options: argparse.Namespace) -> dict[str, Any]:
         from qsd_plugin.hosts.fastreid.benchmarks import qsd_step as suite
     except HostError as error:
         return {"items": {"QSD step": {"skipped": str(error)}}}
+    return suite.run(pairs=options.pairs, only=options.items)
+
+
+def qgface_step(options: argparse.Namespace) -> dict[str, Any]:
+    """A training step of QGFace on two views beside a baseline's over the same images."""
+    _set_threads(options.threads)
+    try:
+        from qsd_plugin.hosts.fastreid.benchmarks import qgface_step as suite
+    except HostError as error:
+        return {"items": {"QGFace step": {"skipped": str(error)}}}
     return suite.run(pairs=options.pairs, only=options.items)
 
 

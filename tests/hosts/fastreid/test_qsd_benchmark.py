@@ -22,7 +22,7 @@ TINY = qsd_step.Size(18, 8, 32, 16)
 def models(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[int]]]:
     """Every model the benchmark builds, with the number of images in each pass through its backbone."""
     built: list[tuple[Any, list[int]]] = []
-    build = qsd_step._build
+    build = qsd_step.build
 
     def spy(cfg: Any, seed: int) -> Any:
         model = build(cfg, seed)
@@ -31,7 +31,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[int]]]:
         built.append((model, passes))
         return model
 
-    monkeypatch.setattr(qsd_step, "_build", spy)
+    monkeypatch.setattr(qsd_step, "build", spy)
     monkeypatch.setattr(qsd_step, "WARM_UP", 0)
     return built
 
@@ -66,8 +66,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(f"build {cfg.MODEL.META_ARCHITECTURE}")
         return SimpleNamespace(name=cfg.MODEL.META_ARCHITECTURE, _qsd_quality=SimpleNamespace())
 
-    monkeypatch.setattr(qsd_step, "_build", build)
-    monkeypatch.setattr(qsd_step, "_step", lambda cfg, model, batch: lambda: calls.append(model.name))
+    monkeypatch.setattr(qsd_step, "build", build)
+    monkeypatch.setattr(qsd_step, "trainer_step", lambda cfg, model, batch: lambda: calls.append(model.name))
     monkeypatch.setattr(qsd_step, "WARM_UP", 1)
     monkeypatch.setattr(gc, "collect", lambda: 0)  # seconds, where all tests run in one process
     return calls

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from qsd_plugin.hosts.fastreid.benchmarks.host_steps import Step, build, trainer_step, warmed_up
 from qsd_plugin.quality.labels import QualityLabels
 from qsd_plugin.quality.sources import FileSource
 from qsd_plugin.report.benchmarks.paired import freed_memory_kept, pooled_ratio
-
-Step = Callable[[], None]
 
 #: Images per identity in a batch.
 INSTANCES = 4
@@ -89,8 +87,8 @@ def run(chosen: Sequence[Size] = SIZES, *, pairs: int = 30, seed: int = 0, only:
                 continue
             for pairing, limit in LIMITS.items():
                 if only in (item := f"QSD step, {size}, {pairing}"):
-                    build = partial(step_functions, size, pairing, folder, seed)
-                    items[item] = pooled_ratio(build, pairs, rounds=ROUNDS) | {"limit": limit}
+                    sides = partial(step_functions, size, pairing, folder, seed)
+                    items[item] = pooled_ratio(sides, pairs, rounds=ROUNDS) | {"limit": limit}
             if only in (item := f"baseline step, {size}, two forwards"):
                 items[item] = pooled_ratio(partial(two_forwards, size, folder, seed), pairs, rounds=ROUNDS)
     return {
@@ -118,17 +116,17 @@ def step_functions(
 
     def qsd() -> Step:
         cfg = _config(size, folder, {"MODEL.META_ARCHITECTURE": "QSD", **_OPTIONS[pairing]})
-        model = _build(cfg, seed)
+        model = build(cfg, seed)
         # As the plugin reads it from QUALITY.FILES, without the data set that it would be checked against.
         model._qsd_quality.source = FileSource([labels])
-        return _step(cfg, model, batch)
+        return trainer_step(cfg, model, batch)
 
     def baseline() -> Step:
         cfg = _config(size, folder, {"MODEL.META_ARCHITECTURE": "Baseline"})
         images = _anchors(batch) if pairing == "in batch" else _everyone(batch)
-        return _step(cfg, _build(cfg, seed), images)
+        return trainer_step(cfg, build(cfg, seed), images)
 
-    return _warmed_up(qsd, baseline, second_first=baseline_first)
+    return warmed_up(qsd, baseline, WARM_UP, second_first=baseline_first)
 
 
 def two_forwards(size: Size, folder: Path, seed: int, once_first: bool = False) -> tuple[Step, Step]:
@@ -137,12 +135,12 @@ def two_forwards(size: Size, folder: Path, seed: int, once_first: bool = False) 
     cfg = _config(size, folder, {"MODEL.META_ARCHITECTURE": "Baseline"})
 
     def twice() -> Step:
-        return _step(cfg, _TwoForwards(_build(cfg, seed)), batch)
+        return trainer_step(cfg, _TwoForwards(build(cfg, seed)), batch)
 
     def once() -> Step:
-        return _step(cfg, _build(cfg, seed), _everyone(batch))
+        return trainer_step(cfg, build(cfg, seed), _everyone(batch))
 
-    return _warmed_up(twice, once, second_first=once_first)
+    return warmed_up(twice, once, WARM_UP, second_first=once_first)
 
 
 class _TwoForwards(nn.Module):
@@ -165,15 +163,6 @@ def _anchors(batch: dict[str, Any]) -> dict[str, Any]:
 def _everyone(batch: dict[str, Any]) -> dict[str, Any]:
     images = torch.cat([batch["images"], batch["partner_images"]])
     return {**_anchors(batch), "images": images, "targets": batch["targets"].repeat(2)}
-
-
-def _warmed_up(first: Callable[[], Step], second: Callable[[], Step], *, second_first: bool) -> tuple[Step, Step]:
-    """Both steps, built one after the other and then warmed up in the same order."""
-    steps = {build: build() for build in ((second, first) if second_first else (first, second))}
-    for _ in range(WARM_UP):
-        for step in steps.values():
-            step()
-    return steps[first], steps[second]
 
 
 def _config(size: Size, folder: Path, options: dict[str, Any]) -> Any:
@@ -199,13 +188,6 @@ def _config(size: Size, folder: Path, options: dict[str, Any]) -> Any:
     return cfg
 
 
-def _build(cfg: Any, seed: int) -> Any:
-    from fastreid.modeling.meta_arch import build_model
-
-    torch.manual_seed(seed)
-    return build_model(cfg)
-
-
 def _batch(size: Size, folder: Path, seed: int) -> tuple[dict[str, Any], Path]:
     """Anchors with partners as the loader yields them, and the label file of all their images."""
     generator = torch.Generator().manual_seed(seed)
@@ -224,22 +206,3 @@ def _batch(size: Size, folder: Path, seed: int) -> tuple[dict[str, Any], Path]:
         "partner_valid": torch.ones(size.batch, dtype=torch.bool),
     }
     return batch, path
-
-
-def _step(cfg: Any, model: Any, batch: dict[str, Any]) -> Step:
-    """One step of the host's trainer on ``batch``, until the device has finished it."""
-    from fastreid.engine.train_loop import SimpleTrainer
-    from fastreid.solver import build_optimizer
-    from fastreid.utils.events import EventStorage
-
-    optimizer, parameters = build_optimizer(cfg, model)
-    trainer = SimpleTrainer(model, repeat(batch), optimizer, parameters)
-    trainer.iter = 0
-
-    def step() -> None:
-        with EventStorage(0):
-            trainer.run_step()
-        if cfg.MODEL.DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    return step

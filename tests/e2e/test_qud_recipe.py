@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy import toy_cfg, use_market, write_market
+from toy import ARGUMENTS, run_recipe_of, toy_cfg, use_market, write_market
 
 from qsd_plugin.core.errors import ConfigError, StageError
-from qsd_plugin.core.stages import run_recipe
 from qsd_plugin.hosts import fastreid as host
 from qsd_plugin.hosts.fastreid import recipes, training_stages
 
 host.activate()
 
-ARGUMENTS = argparse.Namespace(config_file="", eval_only=False)
 STUDENT: dict[str, Any] = {
     "MODEL.META_ARCHITECTURE": "QUD",
     "MODEL.BACKBONE.NAME": "build_osnet_backbone",
@@ -52,17 +49,11 @@ def student_cfg(folder: Path, **overrides: Any) -> Any:
     return cfg
 
 
-def run(cfg: Any) -> list[str]:
-    said: list[str] = []
-    run_recipe(recipes.build_recipe(cfg, ARGUMENTS), Path(cfg.OUTPUT_DIR), announce=said.append)
-    return said
-
-
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         use_market(patch, folder / "data")
-        run(student_cfg(folder))
+        run_recipe_of(student_cfg(folder))
     return folder / "run"
 
 
@@ -89,9 +80,11 @@ def test_the_student_learns_the_teacher_that_was_trained_and_is_deployed(folder:
 def test_what_has_finished_is_skipped_and_another_setting_makes_the_student_stale_only(
     folder: Path, finished: Path
 ) -> None:
-    assert [line.split(":")[1].split(",")[0] for line in run(student_cfg(folder))] == [" finished earlier"] * 3
+    assert [line.split(":")[1].split(",")[0] for line in run_recipe_of(student_cfg(folder))] == [
+        " finished earlier"
+    ] * 3
     with pytest.raises(StageError, match=r"Stage 'student' in .*QUD.TEMPERATURE: 0.1 -> 0.2"):
-        run(student_cfg(folder, **{"QUD.TEMPERATURE": 0.2}))
+        run_recipe_of(student_cfg(folder, **{"QUD.TEMPERATURE": 0.2}))
 
 
 def test_eval_only_scores_the_student(folder: Path, finished: Path) -> None:
@@ -116,7 +109,7 @@ def test_a_cache_is_made_of_the_trained_teacher_and_the_student_needs_no_other(f
     }
     cached = {"QUD.TEACHER.SOURCE": "cache", "QUD.TEACHER.DIM": 512, "OUTPUT_DIR": str(folder / "cached")}
     cfg = student_cfg(folder, **given, **cached)
-    assert list(dict.fromkeys(line.split(":")[0] for line in run(cfg))) == [
+    assert list(dict.fromkeys(line.split(":")[0] for line in run_recipe_of(cfg))) == [
         "Stage cache",
         "Stage student",
         "Stage deploy",
@@ -129,7 +122,7 @@ def test_a_cache_is_made_of_the_trained_teacher_and_the_student_needs_no_other(f
     )
     # The same teacher, images and flips; what is left is the rounding of the stored features.
     assert from_cache == pytest.approx(live, abs=5e-3)
-    assert all("finished earlier" in line for line in run(cfg))
+    assert all("finished earlier" in line for line in run_recipe_of(cfg))
     # The folder of that cache in another run: no teacher is named, none is trained and none is asked.
     other = student_cfg(
         folder, **cached | {"QUD.CACHE.FOLDER": str(folder / "cached" / "cache"), "OUTPUT_DIR": str(folder / "third")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import torch
 from qud_toy import build, step
 from toy import toy_cfg
 
-__all__ = ["ARGUMENTS", "build", "dil_cfg", "pair_batch", "step", "stored"]
+__all__ = ["build", "dil_cfg", "pair_batch", "step", "stored"]
 
-ARGUMENTS = argparse.Namespace(config_file="", eval_only=False, opts=[])
 ROWS, CLASSES = 4, 5
 
 

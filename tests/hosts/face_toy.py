@@ -29,6 +29,36 @@ SIZE = 16
 IJB_SIZE = 112
 
 
+#: Size of the small networks of :func:`small_options`, as their functions take it.
+SMALL: dict[str, Any] = {"embedding_dim": 24, "width": 1 / 16, "input_size": 48}
+BASE_FACE = Path(__file__).parents[2] / "configs" / "Base-Face.yml"
+
+
+def small_options(backbone: str, depth: str) -> dict[str, Any]:
+    """Config values of a face network of :data:`SMALL`'s size on the CPU."""
+    pixels = [SMALL["input_size"]] * 2
+    return {
+        "MODEL.BACKBONE.NAME": backbone,
+        "MODEL.BACKBONE.DEPTH": depth,
+        "MODEL.BACKBONE.WIDTH": SMALL["width"],
+        "MODEL.BACKBONE.FEAT_DIM": SMALL["embedding_dim"],
+        "MODEL.DEVICE": "cpu",
+        "INPUT.SIZE_TRAIN": pixels,
+        "INPUT.SIZE_TEST": pixels,
+    }
+
+
+def base_face_cfg(options: dict[str, Any]) -> Any:
+    """configs/Base-Face.yml for five people, with ``options``."""
+    from fastreid.config import get_cfg
+
+    cfg = get_cfg()
+    cfg.merge_from_file(str(BASE_FACE))
+    values = {"MODEL.HEADS.NUM_CLASSES": 5, **options}
+    cfg.merge_from_list([item for pair in values.items() for item in pair])
+    return cfg
+
+
 class Pooled(torch.nn.Module):
     """Embeds an image as 4 x 4 mean colours, around the middle grey; a mirror image has another embedding."""
 

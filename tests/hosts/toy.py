@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,17 @@ def _person(clothes: np.ndarray, camera: int, size: tuple[int, int], generator: 
     image[height // 2 :, left:right] = clothes[1]
     image += generator.normal(0.0, 12.0, size=image.shape)
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
+
+
+#: What stages take from the command line, without one.
+ARGUMENTS = argparse.Namespace(config_file="", eval_only=False, opts=[])
+
+
+def run_recipe_of(cfg: Any) -> list[str]:
+    """Run the recipe that ``cfg`` names below its ``OUTPUT_DIR``; what it announced."""
+    from qsd_plugin.core.stages import run_recipe
+    from qsd_plugin.hosts.fastreid import recipes
+
+    said: list[str] = []
+    run_recipe(recipes.build_recipe(cfg, ARGUMENTS), Path(cfg.OUTPUT_DIR), announce=said.append)
+    return said

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dil_toy import ARGUMENTS, build, dil_cfg
-from toy import use_market, write_market
+from dil_toy import build, dil_cfg
+from toy import ARGUMENTS, run_recipe_of, use_market, write_market
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError, StageError
-from qsd_plugin.core.stages import run_recipe
 from qsd_plugin.hosts import fastreid as host
 from qsd_plugin.hosts.fastreid import recipes, training_stages
 from qsd_plugin.hosts.fastreid.compat.images import read_image
@@ -52,17 +51,11 @@ def recipe_cfg(folder: Path, **overrides: Any) -> Any:
     return cfg
 
 
-def run(cfg: Any) -> list[str]:
-    said: list[str] = []
-    run_recipe(recipes.build_recipe(cfg, ARGUMENTS), Path(cfg.OUTPUT_DIR), announce=said.append)
-    return said
-
-
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         use_market(patch, folder / "data")
-        run(recipe_cfg(folder))
+        run_recipe_of(recipe_cfg(folder))
     return folder / "out"
 
 
@@ -104,7 +97,7 @@ def test_the_bank_holds_the_codes_of_the_training_images(folder: Path, finished:
 
 
 def test_what_has_finished_is_not_done_again_and_the_last_stage_is_evaluated(folder: Path, finished: Path) -> None:
-    said = run(recipe_cfg(folder))
+    said = run_recipe_of(recipe_cfg(folder))
     assert len(said) == len(STAGES)
     assert all("finished earlier" in line for line in said)
     results = training_stages.evaluate(recipe_cfg(folder), ARGUMENTS)
@@ -115,9 +108,9 @@ def test_what_has_finished_is_not_done_again_and_the_last_stage_is_evaluated(fol
 def test_a_changed_setting_makes_only_its_stages_stale(folder: Path, finished: Path) -> None:
     cfg = recipe_cfg(folder, **{"DIL.STAGE2_OPTIONS.REPLAY_WEIGHT": 1.0})
     with pytest.raises(StageError, match=r"Stage 'stage2'.*DIL.STAGE2_OPTIONS.REPLAY_WEIGHT: 5.0 -> 1.0"):
-        run(cfg)
+        run_recipe_of(cfg)
     with pytest.raises(StageError, match=r"Stage 'stage1'.*DIL.PAIRS.MIX: 'res' -> 'ill'"):
-        run(recipe_cfg(folder, **{"DIL.PAIRS.MIX": "ill", "DIL.STAGE1_OPTIONS.DEGRADATION_SCALES": 1}))
+        run_recipe_of(recipe_cfg(folder, **{"DIL.PAIRS.MIX": "ill", "DIL.STAGE1_OPTIONS.DEGRADATION_SCALES": 1}))
 
 
 def test_given_files_are_used_and_not_made(folder: Path, finished: Path) -> None:
@@ -134,7 +127,7 @@ def test_given_files_are_used_and_not_made(folder: Path, finished: Path) -> None
     given["DIL.STAGE1"] = str(finished / "stage2" / "model_final.pth")
     second = recipe_cfg(folder / "other", **given)
     with pytest.raises(CheckpointError, match=r"got 'a checkpoint of stage 2 \(DILReID\)'; expected a trained stage 1"):
-        run(second)
+        run_recipe_of(second)
 
 
 def test_mistakes_are_refused_before_anything_is_trained(folder: Path) -> None:

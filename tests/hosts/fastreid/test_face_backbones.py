@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from face_toy import BASE_FACE, SMALL, base_face_cfg, small_options
 from torch import nn
 
 from qsd_plugin import networks
@@ -24,8 +25,6 @@ from tools import convert_weights
 
 host.activate()
 
-CONFIG = Path(__file__).parents[3] / "configs" / "Base-Face.yml"
-SMALL = {"embedding_dim": 24, "width": 1 / 16, "input_size": 48}
 FAMILIES: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "18x": ("build_iresnet_backbone", "arcface", networks.iresnet18),
     "50x": ("build_iresnet_backbone", "qud", networks.iresnet50),
@@ -43,28 +42,8 @@ TAPS = {
 }
 
 
-def options(depth: str) -> list[str]:
-    pairs = {
-        "MODEL.BACKBONE.NAME": FAMILIES[depth][0],
-        "MODEL.BACKBONE.DEPTH": depth,
-        "MODEL.BACKBONE.WIDTH": "0.0625",
-        "MODEL.BACKBONE.FEAT_DIM": "24",
-        "MODEL.DEVICE": "cpu",
-        "INPUT.SIZE_TRAIN": "[48, 48]",
-        "INPUT.SIZE_TEST": "[48, 48]",
-    }
-    return [item for pair in pairs.items() for item in pair]
-
-
 def face_cfg(depth: str = "mbf", **overrides: Any) -> Any:
-    from fastreid.config import get_cfg
-
-    cfg = get_cfg()
-    cfg.merge_from_file(str(CONFIG))
-    cfg.merge_from_list(options(depth))
-    cfg.MODEL.HEADS.NUM_CLASSES = 5
-    cfg.merge_from_list([item for pair in overrides.items() for item in pair])
-    return cfg
+    return base_face_cfg({**small_options(FAMILIES[depth][0], depth), **overrides})
 
 
 def build(cfg: Any) -> Any:
@@ -95,7 +74,8 @@ def train_step(model: Any, count: int = 4) -> dict[str, torch.Tensor]:
 
 
 def run_tool(monkeypatch: pytest.MonkeyPatch, source: str, depth: str, weights: Path, output: Path) -> None:
-    arguments = ["--from", source, "--config-file", CONFIG, "--weights", weights, "--output", output, *options(depth)]
+    options = [item for pair in small_options(FAMILIES[depth][0], depth).items() for item in pair]
+    arguments = ["--from", source, "--config-file", BASE_FACE, "--weights", weights, "--output", output, *options]
     monkeypatch.setattr(sys, "argv", ["convert_weights.py", *map(str, arguments)])
     convert_weights.main()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from face_toy import BASE_FACE, SMALL, base_face_cfg, small_options
 from torch import nn
 
 from qsd_plugin import networks
@@ -23,34 +24,12 @@ from tools import convert_weights
 
 host.activate()
 
-CONFIG = Path(__file__).parents[3] / "configs" / "Base-Face.yml"
-SMALL: dict[str, Any] = {"embedding_dim": 24, "width": 1 / 16, "input_size": 48}
 PREFIX = {"adaface": "model.", "qgface": "backbone."}
 CLASSES = 5
 
 
-def options(depth: str) -> list[str]:
-    pairs = {
-        "MODEL.BACKBONE.NAME": "build_ir_backbone",
-        "MODEL.BACKBONE.DEPTH": depth,
-        "MODEL.BACKBONE.WIDTH": "0.0625",
-        "MODEL.BACKBONE.FEAT_DIM": "24",
-        "MODEL.DEVICE": "cpu",
-        "INPUT.SIZE_TRAIN": "[48, 48]",
-        "INPUT.SIZE_TEST": "[48, 48]",
-    }
-    return [item for pair in pairs.items() for item in pair]
-
-
 def face_cfg(depth: str = "18x", **overrides: Any) -> Any:
-    from fastreid.config import get_cfg
-
-    cfg = get_cfg()
-    cfg.merge_from_file(str(CONFIG))
-    cfg.merge_from_list(options(depth))
-    cfg.MODEL.HEADS.NUM_CLASSES = CLASSES
-    cfg.merge_from_list([item for pair in overrides.items() for item in pair])
-    return cfg
+    return base_face_cfg({**small_options("build_ir_backbone", depth), **overrides})
 
 
 def build(cfg: Any) -> Any:
@@ -87,7 +66,7 @@ def lightning(network: nn.Module, source: str, **changes: torch.Tensor | None) -
 
 
 def run_tool(monkeypatch: pytest.MonkeyPatch, source: str, weights: Path, output: Path, *more: str) -> None:
-    arguments = ["--from", source, "--config-file", CONFIG, "--weights", weights, "--output", output]
+    arguments = ["--from", source, "--config-file", BASE_FACE, "--weights", weights, "--output", output]
     monkeypatch.setattr(sys, "argv", ["convert_weights.py", *map(str, arguments), *more])
     convert_weights.main()
 
@@ -115,7 +94,7 @@ def test_converted_checkpoint_computes_the_authors_embedding_logits_and_quality(
         source,
         tmp_path / "last.ckpt",
         tmp_path / "face.pth",
-        *options(depth),
+        *(str(item) for pair in small_options("build_ir_backbone", depth).items() for item in pair),
         "MODEL.HEADS.NAME",
         head,
     )

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from face_toy import base_face_cfg, small_options
 from margin_toy import TARGETS, batch, build, head_cfg, small, step_losses
 from torch import nn
 
@@ -27,7 +28,6 @@ host.activate()
 
 HEADS = ["AdaFaceHead", "QGFaceHead"]
 MARKET = Path(__file__).parents[3] / "projects" / "QGFace" / "market.yml"
-FACE = Path(__file__).parents[3] / "configs" / "Base-Face.yml"
 
 
 def pure_head(cfg: Any, model: Any) -> Any:
@@ -275,24 +275,7 @@ def test_norm_behind_the_neck_is_warned_of_once_and_tells_less(
 
 
 def face_cfg(**overrides: Any) -> Any:
-    from fastreid.config import get_cfg
-
-    cfg = get_cfg()
-    cfg.merge_from_file(str(FACE))
-    options = {
-        "MODEL.BACKBONE.NAME": "build_ir_backbone",
-        "MODEL.BACKBONE.DEPTH": "18x",
-        "MODEL.BACKBONE.WIDTH": 0.0625,
-        "MODEL.BACKBONE.FEAT_DIM": 24,
-        "MODEL.HEADS.NAME": "AdaFaceHead",
-        "MODEL.HEADS.NUM_CLASSES": 5,
-        "MODEL.DEVICE": "cpu",
-        "INPUT.SIZE_TRAIN": [32, 32],
-        "INPUT.SIZE_TEST": [32, 32],
-        **overrides,
-    }
-    cfg.merge_from_list([item for pair in options.items() for item in pair])
-    return cfg
+    return base_face_cfg({**small_options("build_ir_backbone", "18x"), "MODEL.HEADS.NAME": "AdaFaceHead", **overrides})
 
 
 @pytest.mark.parametrize("norm_from", ["neck_in", "neck_out"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from face_toy import base_face_cfg, small_options
 from toy import use_market, write_market
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError
@@ -20,17 +21,9 @@ from qsd_plugin.hosts.fastreid.sharded_checkpoints import ROWS, SHARDS
 
 host.activate()
 
-CONFIG = Path(__file__).parents[3] / "configs" / "Base-Face.yml"
 SHARDED = "ShardedEmbeddingHead"
 SMALL: dict[str, Any] = {
-    "MODEL.BACKBONE.NAME": "build_mobilefacenet_backbone",
-    "MODEL.BACKBONE.DEPTH": "mbf",
-    "MODEL.BACKBONE.WIDTH": 0.0625,
-    "MODEL.BACKBONE.FEAT_DIM": 24,
-    "MODEL.HEADS.NUM_CLASSES": 5,
-    "MODEL.DEVICE": "cpu",
-    "INPUT.SIZE_TRAIN": [48, 48],
-    "INPUT.SIZE_TEST": [48, 48],
+    **small_options("build_mobilefacenet_backbone", "mbf"),
     "INPUT.FLIP.ENABLED": False,
     "DATASETS.NAMES": ("Market1501",),
     "DATASETS.TESTS": ("Market1501",),
@@ -42,13 +35,7 @@ SMALL: dict[str, Any] = {
 
 
 def face_cfg(head: str = SHARDED, **overrides: Any) -> Any:
-    from fastreid.config import get_cfg
-
-    cfg = get_cfg()
-    cfg.merge_from_file(str(CONFIG))
-    options = {**SMALL, "MODEL.HEADS.NAME": head, **overrides}
-    cfg.merge_from_list([item for pair in options.items() for item in pair])
-    return cfg
+    return base_face_cfg({**SMALL, "MODEL.HEADS.NAME": head, **overrides})
 
 
 def build(cfg: Any) -> Any:

@@ -137,6 +137,7 @@ class Trainings:
         log = config.with_suffix(".log")
         log.unlink(missing_ok=True)
         job = {"root": str(root or self.root), "config": str(config), "log": str(log), "port": port}
+        job["folder"] = str(config.parent)
         self._server.stdin.write(json.dumps({**job, "processes": processes, "plain": plain}) + "\n")
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline()), log.read_text()

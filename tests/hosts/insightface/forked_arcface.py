@@ -1,7 +1,7 @@
 """Trains with an arcface_torch tree again and again, each time in new processes forked off one that has imported torch.
 
 A line of JSON on standard input is a training, the line that answers it are the exit codes of its processes. Keys:
-``root``, the tree; ``config``, a file; ``log``, the file for the output; ``ports``, a free port per training;
+``root``, the tree; ``config``, a file; ``log``, the file for the output; ``port``, a free one; ``folder``, to run in;
 ``processes``; ``plain``: run the tree's script as it is, with what a machine without GPU needs and nothing else; where
 it is ``"alone"``, with what it needs to get to its end on current stacks, too, for a config that does not activate.
 """
@@ -46,6 +46,7 @@ def train(job: dict[str, Any], rank: int) -> None:
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(job["folder"])
     if job["processes"] > 1 or job.get("plain"):
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["processes"], "MASTER_PORT": job["port"]}
         os.environ.update({name: str(value) for name, value in group.items()}, MASTER_ADDR="127.0.0.1")

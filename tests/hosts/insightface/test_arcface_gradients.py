@@ -206,7 +206,7 @@ def test_two_ranks_have_the_gradients_of_the_formulas(host_root: Path) -> None:
             wanted = dense(case, style)
             assert difference([part[key] for part in parts], wanted) < 1e-4, key
             if f"control {key}" in parts[0]:
-                assert difference([part[f"control {key}"] for part in parts], wanted) > 2e-3, key
+                assert difference([part[f"control {key}"] for part in parts], wanted) > 5e-4, key
 
 
 def test_the_formulas_notice_what_they_are_for() -> None:

@@ -4,6 +4,7 @@
 python tools/benchmark.py                         everything at the sizes the limits are stated for (about 40 minutes)
 python tools/benchmark.py labels import           some of it
 python tools/benchmark.py --pairs 6 --slow-pairs 2 --json out.json
+python tools/benchmark.py insightface --host-root CHECKOUT   what the plugin costs arcface_torch's own trainer
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def main() -> None:
         "qgface": qgface_step,
         "qud": qud,
         "faces": faces,
+        "insightface": insightface,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)} (default: all)")
@@ -43,8 +45,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs per item with a limit")
     parser.add_argument("--slow-pairs", type=int, default=6, help="pairs of slow items without a limit")
     parser.add_argument(
-        "--items", default="", metavar="TEXT", help="of ranking, qsd and qgface only items with this in their name"
+        "--items", default="", metavar="TEXT", help="of training steps and of ranking only items with this in their name"
     )
+    parser.add_argument("--host-root", type=Path, metavar="DIR", help="arcface_torch checkout, for insightface")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     options = parser.parse_args()
     unknown = set(options.suites) - set(suites)
@@ -112,6 +115,17 @@ def faces(options: argparse.Namespace) -> dict[str, Any]:
     parts = records.run(pairs=options.pairs), verification.run(pairs=options.pairs)
     joined = {key: {**parts[0][key], **parts[1][key]} for key in ("size", "items")}
     return {**parts[0], **joined}
+
+
+def insightface(options: argparse.Namespace) -> dict[str, Any]:
+    """A training step of an arcface_torch checkout through the launcher, beside its script by itself."""
+    _set_threads(options.threads)
+    from qsd_plugin.hosts.insightface import benchmarks
+
+    try:
+        return benchmarks.run(options.host_root, pairs=options.pairs, only=options.items)
+    except HostError as error:
+        sys.exit(f"HostError: {error}")
 
 
 def import_time(runs: int) -> dict[str, Any]:

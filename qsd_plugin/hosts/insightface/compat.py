@@ -2,18 +2,16 @@
 
 Every shim has a probe that looks at this environment (never at a version), changes names in the host's own modules
 where that is enough, and can be undone. Nothing is applied on import. What had to be put into torch itself, because the
-trainer's script takes it from there, is applied only where there is no CUDA device, where it could not work anyway.
+trainer's script takes it from there, is applied only where there is no CUDA device, where it could not work anyway; and
+for the script's checkpoints, whose files alone are treated in another way.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import inspect
 import sys
-import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -23,31 +21,10 @@ from scipy import interpolate
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.data.verification_bin import load_bin
 from qsd_plugin.evaluation.verification import threshold_at
-from qsd_plugin.hosts.insightface import mxnet_standin
+from qsd_plugin.hosts.insightface import checkpoints, mxnet_standin
 from qsd_plugin.hosts.insightface.checkout import host_module
-
-Undo = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Shim:
-    """One failure and its repair.
-
-    Args:
-        name: What it is about.
-        where: The host's file and what is in it.
-        symptom: What happens without it.
-        needed: Probe of this environment.
-        apply: Changes names and returns the function that changes them back.
-        phase: ``import``: before the host's modules are imported; ``run``: afterwards.
-    """
-
-    name: str
-    where: str
-    symptom: str
-    needed: Callable[[], bool]
-    apply: Callable[[], Undo]
-    phase: Literal["import", "run"] = "run"
+from qsd_plugin.hosts.insightface.shims import Shim, Undo, replace, together
+from qsd_plugin.hosts.insightface.shims_cpu import CPU_SHIMS
 
 
 def apply_shims(phase: Literal["import", "run"], announce: Callable[[str], None]) -> Undo:
@@ -57,40 +34,11 @@ def apply_shims(phase: Literal["import", "run"], announce: Callable[[str], None]
         if shim.phase == phase and shim.needed():
             undos.append(shim.apply())
             announce(f"shim {shim.name} for {shim.where}: {shim.symptom}")
-    return _together(undos)
-
-
-def no_cuda() -> bool:
-    """Whether there is no CUDA device."""
-    return not torch.cuda.is_available()
+    return together(undos)
 
 
 def _always() -> bool:
     return True
-
-
-def _together(undos: list[Undo]) -> Undo:
-    def undo() -> None:
-        for step in reversed(undos):
-            step()
-
-    return undo
-
-
-def _replace(owner: Any, **values: Any) -> Undo:
-    own = vars(owner)
-    before = {name: own[name] for name in values if name in own}
-    for name, value in values.items():
-        setattr(owner, name, value)
-
-    def undo() -> None:
-        for name in values:
-            if name in before:
-                setattr(owner, name, before[name])
-            else:
-                delattr(owner, name)
-
-    return undo
 
 
 # --- mxnet ---------------------------------------------------------------------------------------------------------
@@ -171,7 +119,7 @@ class _OldInterpolation:
 
 
 def _interpolate_as_before() -> Undo:
-    return _replace(host_module("eval.verification"), interpolate=_OldInterpolation)
+    return replace(host_module("eval.verification"), interpolate=_OldInterpolation)
 
 
 class _PlainPickle:
@@ -186,7 +134,7 @@ class _PlainPickle:
 
 
 def _read_bins_plainly() -> Undo:
-    return _replace(host_module("eval.verification"), pickle=_PlainPickle)
+    return replace(host_module("eval.verification"), pickle=_PlainPickle)
 
 
 # --- loader --------------------------------------------------------------------------------------------------------
@@ -212,82 +160,14 @@ def _pass_on_loader_errors() -> Undo:
                 raise self.qsd_error from None
             raise
 
-    return _replace(host, run=guarded_run, next=checked_next)
+    return replace(host, run=guarded_run, next=checked_next)
 
 
-# --- no GPU --------------------------------------------------------------------------------------------------------
+# --- checkpoints ---------------------------------------------------------------------------------------------------
 
 
-class _NoCuda:
-    """``torch.cuda`` for the host's loader: no devices, no streams."""
-
-    Stream = staticmethod(lambda *_: None)
-    stream = staticmethod(lambda *_: contextlib.nullcontext())
-    set_device = staticmethod(lambda *_: None)
-    current_stream = staticmethod(lambda *_: types.SimpleNamespace(wait_stream=lambda *_: None))
-
-
-class _TorchWithoutCuda(types.ModuleType):
-    """torch, but for ``cuda``; for the namespace of one module."""
-
-    cuda = _NoCuda
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-def _load_onto_the_cpu() -> Undo:
-    dataset = host_module("dataset")
-    # The loader's device is its local rank, a number; a data descriptor on its class keeps what is set out.
-    cpu = property(lambda self: torch.device("cpu"), lambda self, value: None)
-    return _together(
-        [_replace(dataset, torch=_TorchWithoutCuda("torch")), _replace(dataset.DataLoaderX, local_rank=cpu)]
-    )
-
-
-def _seed_over_the_cpu() -> Undo:
-    function = host_module("utils.utils_distributed_sampler").sync_random_seed
-    before = function.__defaults__
-    function.__defaults__ = tuple("cpu" if value == "cuda" else value for value in before)
-
-    def undo() -> None:
-        function.__defaults__ = before
-
-    return undo
-
-
-def _gloo_for_nccl() -> Undo:
-    original = torch.distributed.init_process_group
-
-    def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> None:
-        original("gloo" if backend == "nccl" else backend, *args, **kwargs)
-
-    return _replace(torch.distributed, init_process_group=init_process_group)
-
-
-def _stay_on_the_cpu() -> Undo:
-    def same(self: Any, *_: object, **__: object) -> Any:
-        return self
-
-    return _together(
-        [
-            _replace(torch.cuda, set_device=lambda *_: None),
-            _replace(torch.Tensor, cuda=same),
-            _replace(torch.nn.Module, cuda=same),
-        ]
-    )
-
-
-def _parallel_on_the_cpu() -> Undo:
-    original: Any = torch.nn.parallel.DistributedDataParallel
-
-    class OnCpu(original):  # type: ignore[misc]
-        """Without ``device_ids``, which are for GPUs."""
-
-        def __init__(self, module: torch.nn.Module, device_ids: object = None, **kwargs: Any) -> None:
-            super().__init__(module, **kwargs)
-
-    return _replace(torch.nn.parallel, DistributedDataParallel=OnCpu)
+def _save_completely() -> Undo:
+    return replace(torch, save=checkpoints.saver(torch.save), load=checkpoints.loader(torch.load))
 
 
 SHIMS: tuple[Shim, ...] = (
@@ -328,26 +208,11 @@ SHIMS: tuple[Shim, ...] = (
         _pass_on_loader_errors,
     ),
     Shim(
-        "loader on CPU",
-        "dataset.py, torch.cuda streams and devices",
-        "there is no CUDA device",
-        no_cuda,
-        _load_onto_the_cpu,
+        "checkpoints",
+        "train_v2.py, torch.save and torch.load",
+        "a kill while it saves leaves half a file, or processes of different epochs that resume without a word",
+        _always,
+        _save_completely,
     ),
-    Shim(
-        "seed on CPU",
-        "utils/utils_distributed_sampler.py, device",
-        "there is no CUDA device",
-        no_cuda,
-        _seed_over_the_cpu,
-    ),
-    Shim("gloo", "train_v2.py, nccl", "there is no CUDA device", no_cuda, _gloo_for_nccl),
-    Shim(
-        "cuda()",
-        "train_v2.py and partial_fc_v2.py, .cuda()",
-        "there is no CUDA device",
-        no_cuda,
-        _stay_on_the_cpu,
-    ),
-    Shim("DDP", "train_v2.py, device_ids", "there is no CUDA device", no_cuda, _parallel_on_the_cpu),
+    *CPU_SHIMS,
 )

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError
-from qsd_plugin.core.files import write_atomically
+from qsd_plugin.core.files import new_folder
+from qsd_plugin.hosts.insightface.checkpoints import FILE, PROCESSES, read_checkpoint
 from qsd_plugin.methods.margins import class_range
 
-#: Of a rank, in the run's output folder.
-FILE = "checkpoint_gpu_{}.pt"
 _HEAD, _OPTIMIZER = "state_dict_softmax_fc", "state_optimizer"
 _ROWS = "weight"
 
@@ -36,13 +35,10 @@ def read_shards(folder: Path) -> list[dict[str, Any]]:
             expected=f"{FILE.format(0)} and so on",
             remedy="arcface_torch writes them with config.save_all_states = True.",
         )
-    shards = []
-    for rank in range(count):
-        file = folder / FILE.format(rank)
-        try:
-            shards.append(torch.load(file, map_location="cpu", weights_only=True))
-        except Exception as error:
-            raise CheckpointError("Checkpoint", value=str(file), expected="a complete file of this rank") from error
+    shards = [_read(folder / FILE.format(rank)) for rank in range(count)]
+    processes = shards[0].get(PROCESSES, count)  # not there in those of the trainer by itself
+    if processes != count:
+        raise CheckpointError(f"Checkpoints in {folder}", value=count, expected=f"{processes}, one per process")
     steps = [shard["global_step"] for shard in shards]
     if len(set(steps)) > 1:
         raise CheckpointError(f"Checkpoints in {folder}", value=steps, expected="the same global step on every rank")
@@ -87,15 +83,21 @@ def reshard(shards: Sequence[dict[str, Any]], processes: int) -> list[dict[str, 
 
 
 def write_shards(shards: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write checkpoints where a run with that many processes and this output folder resumes from.
+    """Write checkpoints where a run with that many processes and this output folder resumes from: all or none.
 
     Raises:
-        CheckpointError: The folder holds checkpoints already.
+        DataError: The folder is there and not empty, or cannot be made.
     """
-    if any(folder.glob(FILE.format("*"))):
-        raise CheckpointError("Folder to write", value=str(folder), expected="one without checkpoints")
-    for rank, shard in enumerate(shards):
-        write_atomically(folder / FILE.format(rank), lambda file, shard=shard: torch.save(shard, file))  # type: ignore[misc]
+    with new_folder(folder) as partial:
+        for rank, shard in enumerate(shards):
+            torch.save({**shard, PROCESSES: len(shards)}, partial / FILE.format(rank))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = read_checkpoint(file)
+    if content is None:
+        raise CheckpointError("Checkpoint", value=str(file), expected="a complete file of this rank")
+    return content
 
 
 def _joined(values: list[Any], shards: Sequence[dict[str, Any]]) -> Any:

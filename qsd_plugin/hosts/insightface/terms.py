@@ -117,7 +117,7 @@ class QSDTerm(nn.Module):
         self.statistics = NormStatistics(debias=True) if self.by_norm else None
 
     def forward(self, output: TrainingOutput, targets: Tensor) -> tuple[Tensor, Stats]:
-        """The weighted term of pairs and its statistics; ``targets`` as in :mod:`.loaders`."""
+        """The weighted term of pairs and its statistics; ``targets`` as in :mod:`.pairs`."""
         first, second = ({name: tap.chunk(2)[view] for name, tap in output.taps.items()} for view in (0, 1))
         if self.statistics is not None:
             norm = torch.linalg.vector_norm(output.embedding.detach().float(), dim=1, keepdim=True)

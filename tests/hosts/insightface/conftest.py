@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 from faces import CLASSES, IMAGES, write_faces
 
+from qsd_plugin.hosts.insightface import compat
 from qsd_plugin.hosts.insightface.checkout import FILES, find_checkout, on_path
 from qsd_plugin.hosts.insightface.mxnet_standin import modules
 
@@ -65,6 +68,25 @@ def host(host_root: Path) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def group(host: None, tmp_path: Path) -> Iterator[None]:
+    """A process group of one, and the tree's modules, on the CPU."""
+    shims = [shim.apply() for shim in compat.SHIMS if shim.name == "cuda()"]
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    for undo in shims:
+        undo()
+
+
+def last_state(output: Path, rank: int = 0) -> dict[str, torch.Tensor]:
+    """Network, head and momentum of a checkpoint as one flat dict."""
+    stored = torch.load(output / f"checkpoint_gpu_{rank}.pt", weights_only=True)
+    states = stored["state_optimizer"]["state"]
+    momentum = {f"momentum {key}": value["momentum_buffer"] for key, value in states.items()}
+    return {**stored["state_dict_backbone"], **stored["state_dict_softmax_fc"], **momentum}
+
+
 class Trainings:
     """Trainings of a few steps, in processes forked off one."""
 
@@ -104,9 +126,9 @@ class Trainings:
         return file
 
     def run(
-        self, config: Path, *, processes: int = 1, plain: bool = False, root: Path | None = None
+        self, config: Path, *, processes: int = 1, plain: bool | str = False, root: Path | None = None
     ) -> tuple[list[int], str]:
-        """Exit codes and output of the first process."""
+        """Exit codes and output of the first process; ``plain`` as in ``forked_arcface.py``."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         with closing(socket.socket()) as probe:
@@ -115,14 +137,17 @@ class Trainings:
         log = config.with_suffix(".log")
         log.unlink(missing_ok=True)
         job = {"root": str(root or self.root), "config": str(config), "log": str(log), "port": port}
+        job["folder"] = str(config.parent)
         self._server.stdin.write(json.dumps({**job, "processes": processes, "plain": plain}) + "\n")
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline()), log.read_text()
 
-    def train(self, methods: dict[str, Any] | None, *, processes: int = 1, **keys: Any) -> tuple[Path, str]:
+    def train(
+        self, methods: dict[str, Any] | None, *, processes: int = 1, root: Path | None = None, **keys: Any
+    ) -> tuple[Path, str]:
         """Output folder and output of a training that succeeds."""
         config = self.config(methods, **keys)
-        codes, text = self.run(config, processes=processes)
+        codes, text = self.run(config, processes=processes, root=root)
         assert codes == [0] * processes, text
         return Path(keys.get("output", self._folder / f"run{self._count}")), text
 
@@ -143,3 +168,11 @@ def trainings(host_root: Path, faces: Path, tmp_path_factory: pytest.TempPathFac
     assert server.stdin is not None
     server.stdin.close()
     server.wait(60)
+
+
+@pytest.fixture(scope="session")
+def teacher(trainings: Trainings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a plain run, in a folder that is called after the network."""
+    network = "r18" if trainings.root == FAKE else "mbf"
+    output, _ = trainings.train(None, network=network, output=str(tmp_path_factory.mktemp("teacher") / network))
+    return output / "model.pt"

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from qsd_plugin.data.recordio import RecordWriter
@@ -45,3 +46,19 @@ def write_faces(folder: Path, *, classes: int = CLASSES, damaged: bool = False) 
         contents += [face(one, 5, 2 * number), face(other, 5, 2 * number + 1)]
     save_bin(folder / "lfw.bin", contents, [one == other for one, other in pairs])
     return folder
+
+
+def write_embedder(path: Path, dim: int = 16) -> None:
+    """An ONNX file of a linear map of the 4 x 4 mean colours of an image, [n, 3, 112, 112] to [n, ``dim``]."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    weights = np.random.default_rng(0).normal(size=(48, dim)).astype(np.float32)
+    make = onnx.helper
+    nodes = [
+        make.make_node("AveragePool", ["images"], ["pooled"], kernel_shape=[28, 28], strides=[28, 28]),
+        make.make_node("Flatten", ["pooled"], ["flat"]),
+        make.make_node("MatMul", ["flat", "weights"], ["embedding"]),
+    ]
+    given = make.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["n", 3, 112, 112])
+    made = make.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, ["n", dim])
+    graph = make.make_graph(nodes, "embedder", [given], [made], [onnx.numpy_helper.from_array(weights, "weights")])
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 13)], ir_version=8), path)

@@ -19,7 +19,7 @@ from faces import face
 
 from qsd_plugin.core.errors import ConfigError, DataError
 from qsd_plugin.data.recordio import RecordWriter
-from qsd_plugin.hosts.insightface import STANDINS, compat, mxnet_standin
+from qsd_plugin.hosts.insightface import STANDINS, compat, mxnet_standin, shims_cpu
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def applied(name: str) -> Iterator[compat.Shim]:
 def test_names_are_unique_and_only_machines_without_gpu_get_changes_in_torch() -> None:
     names = [shim.name for shim in compat.SHIMS]
     assert len(set(names)) == len(names)
-    assert {shim.name for shim in compat.SHIMS if shim.needed is compat.no_cuda} == {
+    assert {shim.name for shim in compat.SHIMS if shim.needed is shims_cpu.no_cuda} == {
         *("loader on CPU", "seed on CPU", "gloo", "cuda()", "DDP")
     }
 

@@ -5,18 +5,15 @@ Controls: without the gathered norms, or with the other kind of gradient, the sa
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from conftest import imported_host
+from heads_toy import CLASSES, DIM, IMAGES, TEACHER, gradients, labels, make_head, output, rows, values
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "ddp"))
@@ -24,77 +21,17 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "ddp"))
 from gloo import run_ranks
 
 from qsd_plugin.hosts.insightface import compat, terms
-from qsd_plugin.hosts.insightface.heads import build_head
-from qsd_plugin.hosts.insightface.option_checks import read_options
 from qsd_plugin.hosts.insightface.wrappers import TrainingOutput
 from qsd_plugin.methods.qgface import AdaFaceHead, ProxyQueue, QGContrast, QGFaceHead, contrast_options, unit_and_norm
 from qsd_plugin.methods.qsd import QSDLoss
 from qsd_plugin.methods.qud import FeatureQueue, qud_loss
 
-IMAGES, DIM, CLASSES = 8, 6, 5
-TEACHER = {"teacher": {"network": "r18", "weights": "x.pt"}, "queue_size": 40}
 ALL = {
     "methods": ["QGFace", "QSD", "QUD"],
     "qgface": {"queue_size": 40, "threshold": 0.5, "momentum": 0.5},
     "qsd": {"partner": "degraded", "quality": "norm"},
     "qud": TEACHER,
 }
-
-
-def values(*shape: int, shift: float = 0.0) -> Tensor:
-    count = math.prod(shape)
-    return torch.sin(torch.arange(count, dtype=torch.float32) * 1.7 + shift).reshape(shape) * 3
-
-
-def labels() -> Tensor:
-    return torch.arange(IMAGES) % CLASSES
-
-
-def output(views: int, rows: slice = slice(None)) -> TrainingOutput:
-    """Embeddings, two levels and a teacher's embeddings of some images."""
-
-    def part(tensor: Tensor) -> Tensor:
-        return tensor.view(views, IMAGES, *tensor.shape[1:])[:, rows].flatten(0, 1)
-
-    embedding = part(values(views * IMAGES, DIM)).clone().requires_grad_()
-    maps = part(values(views * IMAGES, 3, 4, 4, shift=0.4)).clone().requires_grad_()
-    taps = {"layer4": maps, "embedding": embedding}
-    return TrainingOutput(embedding, taps, part(values(views * IMAGES, DIM, shift=2.0)))
-
-
-def make_head(given: dict[str, Any], batch: int = IMAGES, **config: Any) -> Any:
-    """A head whose class rows are the same for any number of ranks."""
-    from losses import CombinedMarginLoss
-    from partial_fc_v2 import PartialFC_V2
-
-    whole = {"batch_size": batch, "seed": 1, "qsd_plugin": given, **config}
-    margin = CombinedMarginLoss(64, 1.0, 0.5, 0.0, 0)
-    levels = {"layer4": 1.0, "embedding": 0.5}
-    head: Any = build_head(PartialFC_V2, read_options(whole), whole, levels, (margin, DIM, CLASSES, 1.0, False))
-    head.train()
-    if hasattr(head, "weight"):
-        with torch.no_grad():
-            head.weight.copy_(rows()[head.class_start : head.class_start + head.num_local])
-    return head
-
-
-def rows() -> Tensor:
-    return values(CLASSES, DIM, shift=1.0)
-
-
-@pytest.fixture
-def group(host: None, tmp_path: Path) -> Iterator[None]:
-    """A process group of one, and the tree's modules, on the CPU."""
-    shims = [shim.apply() for shim in compat.SHIMS if shim.name == "cuda()"]
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-    for undo in shims:
-        undo()
-
-
-def gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, inputs))
 
 
 def test_adaface_head_is_the_pure_head(group: None) -> None:

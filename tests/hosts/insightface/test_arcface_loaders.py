@@ -14,8 +14,9 @@ from PIL import Image
 
 from qsd_plugin.core.errors import DataError, LabelError
 from qsd_plugin.hosts.insightface import compat
-from qsd_plugin.hosts.insightface.loaders import CheckedDataset, PairDataset, training_loader, with_names
+from qsd_plugin.hosts.insightface.loaders import training_loader, with_names
 from qsd_plugin.hosts.insightface.option_checks import read_options
+from qsd_plugin.hosts.insightface.pairs import CheckedDataset, PairDataset
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Whole trainings by the tree's own script: methods and mixes, export, verification, resuming, modified trees."""
+"""Whole trainings by the tree's own script: verification, resuming, modified trees, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,108 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import FAKE, Trainings, imported_host
+from arcface_runs import DEGRADED, RUNS, losses, modified_tree, with_files
+from conftest import Trainings, last_state
 from faces import write_faces
-
-QSD_FILE = {"labels": "labels.csv"}
-DEGRADED = {"partner": "degraded", "quality": "norm"}
-
-
-@pytest.fixture(scope="module")
-def teacher(trainings: Trainings) -> Path:
-    """The weights of a plain run."""
-    output, _ = trainings.train(None, network="r18" if trainings.root == FAKE else "mbf")
-    return output / "model.pt"
-
-
-ADDED_BACKBONE = """
-
-import torch as torch_for_mine
-
-_stock = get_model
-
-
-def get_model(name, **kwargs):
-    return Mine(kwargs["num_features"]) if name == "mine" else _stock(name, **kwargs)
-
-
-class Mine(torch_for_mine.nn.Module):
-    def __init__(self, size):
-        super().__init__()
-        self.stem = torch_for_mine.nn.Conv2d(3, 4, 3, stride=16)
-        self.last = torch_for_mine.nn.Linear(4 * 49, size)
-
-    def forward(self, x):
-        return self.last(self.stem(x).flatten(1))
-"""
-
-
-def with_files(methods: dict[str, Any], faces: Path, teacher: Path, network: str) -> dict[str, Any]:
-    """The options with the paths of this session."""
-    methods = dict(methods)
-    if methods.get("qsd", {}).get("labels"):
-        methods["qsd"] = {**methods["qsd"], "labels": str(faces / "labels.csv")}
-    if "QUD" in methods["methods"]:
-        named = {"network": network, "weights": str(teacher)}
-        methods["qud"] = {"queue_size": 40, **methods.get("qud", {}), "teacher": named}
-    return methods
-
-
-RUNS: dict[str, tuple[dict[str, Any], str]] = {
-    "adaface": ({"methods": ["AdaFace"]}, r"softmax \S+  norm_mean"),
-    "exact": ({"methods": [], "margin_gradient": "exact"}, r"softmax \S+$"),
-    "qsd+adaface": (
-        {"methods": ["QSD", "AdaFace"], "qsd": {**QSD_FILE, "classify": "both"}},
-        r"qsd \S+  qsd_kept [1-8] .*norm_mean",
-    ),
-    "qsd norm": ({"methods": ["QSD"], "qsd": DEGRADED}, r"qsd \S+"),
-    "qud": ({"methods": ["QUD"]}, r"qud \S+  qud_mean_cosine"),
-    "qud+adaface": ({"methods": ["QUD", "AdaFace"], "qud": {"loss": "cosine"}}, r"softmax \S+  qud \S+"),
-    "all": (
-        {"methods": ["QGFace", "QSD", "QUD"], "qgface": {"queue_size": 32}, "qsd": DEGRADED},
-        r"softmax \S+  qsd \S+ .*qud \S+ .*qgface \S+",
-    ),
-}
-
-
-def losses(text: str) -> list[float]:
-    return [float(number) for number in re.findall(r"Loss (\S+)", text)]
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_method_trains_and_its_weights_load_into_the_plain_network(
-    name: str, trainings: Trainings, faces: Path, teacher: Path, host_root: Path
-) -> None:
-    methods, logged = RUNS[name]
-    network = "r18" if host_root == FAKE else "mbf"
-    output, text = trainings.train(with_files(methods, faces, teacher, network))
-    assert re.search(f"-qsd_plugin .*{logged}", text, re.M), text
-    assert losses(text)
-    assert all(0 < loss < 200 for loss in losses(text))
-    stored = torch.load(output / "model.pt", weights_only=True)
-    with imported_host(host_root):
-        from backbones import get_model
-
-        torch.manual_seed(2048)
-        plain = get_model("mbf", dropout=0.0, fp16=False, num_features=16)
-        fresh = {key: value.clone() for key, value in plain.state_dict().items()}
-        plain.load_state_dict(stored, strict=True)
-    moved = [key for key, value in plain.named_parameters() if not torch.equal(value, fresh[key])]
-    assert set(moved) >= {key for key, value in plain.named_parameters() if value.requires_grad}
-    head = torch.load(output / "checkpoint_gpu_0.pt", weights_only=True)["state_dict_softmax_fc"]
-    assert ("weight" in head) == (name != "qud")
-
-
-def last_state(output: Path, rank: int = 0) -> dict[str, torch.Tensor]:
-    """Network, head and momentum of a checkpoint as one flat dict."""
-    stored = torch.load(output / f"checkpoint_gpu_{rank}.pt", weights_only=True)
-    states = stored["state_optimizer"]["state"]
-    momentum = {f"momentum {key}": value["momentum_buffer"] for key, value in states.items()}
-    return {**stored["state_dict_backbone"], **stored["state_dict_softmax_fc"], **momentum}
 
 
 def forget(output: Path, key: str) -> None:
@@ -121,9 +25,9 @@ def forget(output: Path, key: str) -> None:
 
 
 def test_resumed_run_is_the_run_that_was_not_interrupted(
-    trainings: Trainings, faces: Path, teacher: Path, host_root: Path, tmp_path: Path
+    trainings: Trainings, faces: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    methods = with_files(RUNS["all"][0], faces, teacher, "r18" if host_root == FAKE else "mbf")
+    methods = with_files(RUNS["QGFace, QSD, QUD"].methods, faces, teacher)
     whole, _ = trainings.train(methods, num_epoch=2)
     # Half of the epochs of twice the length: the schedule is the same, and it stops in between.
     half, _ = trainings.train(methods, num_epoch=1, num_image=48)
@@ -141,11 +45,11 @@ def test_resumed_run_is_the_run_that_was_not_interrupted(
 
 
 def test_two_processes_agree_and_resume_as_one(
-    trainings: Trainings, faces: Path, teacher: Path, host_root: Path, tmp_path: Path
+    trainings: Trainings, faces: Path, teacher: Path, tmp_path: Path
 ) -> None:
     from tools.arcface_shards import main as shards
 
-    methods = with_files(RUNS["all"][0], faces, teacher, "r18" if host_root == FAKE else "mbf")
+    methods = with_files(RUNS["QGFace, QSD, QUD"].methods, faces, teacher)
     output, text = trainings.train(methods, processes=2, batch_size=4, num_epoch=1, num_image=48)
     assert losses(text)
     first, second = (last_state(output, rank) for rank in range(2))
@@ -187,12 +91,7 @@ def test_config_of_ones_own_activates_the_plugin_in_the_script_itself(trainings:
 def test_modified_tree_with_another_backbone_and_key_works(
     trainings: Trainings, faces: Path, host_root: Path, tmp_path: Path
 ) -> None:
-    root = tmp_path / "modified"
-    shutil.copytree(host_root, root)
-    backbones = root / "backbones" / "__init__.py"
-    backbones.write_text(backbones.read_text() + ADDED_BACKBONE)
-    with (root / "configs" / "base.py").open("a") as file:
-        file.write("\nconfig.my_key = 3\n")
+    root = modified_tree(host_root, tmp_path / "modified")
     labels = {"labels": str(faces / "labels.csv")}
     named = {"methods": ["QSD"], "qsd": {**labels, "levels": {"stem": 1.0, "embedding": 0.5}}}
     codes, text = trainings.run(trainings.config(named, network="mine", output=str(tmp_path / "out")), root=root)
@@ -211,6 +110,10 @@ def test_what_cannot_work_is_refused_by_name(trainings: Trainings) -> None:
     assert "has 6 identities; expected classes 0 to 4" in text
     text = refused({"methods": ["QSD"], "qsd": {**DEGRADED, "wieght": 2.0}})
     assert "config.qsd_plugin qsd: unknown option: got 'wieght'. Did you mean 'weight'?" in text
+    text = refused({"methods": ["QGFace"]}, dali=True)
+    assert "config.dali: got True; expected False with QGFace" in text
+    text = refused({"methods": ["QSD"], "qsd": {**DEGRADED, "start_epoch": 2}})
+    assert "config.qsd_plugin qsd start_epoch: got 2; expected settings that hold from the first step" in text
 
 
 def test_damaged_record_ends_the_run_instead_of_hanging(trainings: Trainings, tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def main(args):
             torch.save(checkpoint, os.path.join(cfg.output, f"checkpoint_gpu_{rank}.pt"))
         if rank == 0:
             torch.save(backbone.module.state_dict(), os.path.join(cfg.output, "model.pt"))
+    if rank == 0:  # once more, as the host does
+        torch.save(backbone.module.state_dict(), os.path.join(cfg.output, "model.pt"))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,6 @@ class Tiny(nn.Module):
 def get_model(name, **kwargs):
     if name == "mbf":
         return Tiny([(3, 4, 4), (4, 8, 2), (8, 8, 2), (8, 8, 1)], kwargs.get("num_features", 512))
-    if name == "r18":
+    if name in ("r18", "r50"):
         return Tiny([(3, 8, 4), (8, 8, 2), (8, 16, 2), (16, 16, 1)], kwargs.get("num_features", 512))
     raise ValueError

@@ -35,6 +35,7 @@ def main() -> None:
         "qsd": qsd_step,
         "qud": qud,
         "faces": faces,
+        "exports": exports,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)} (default: all)")
@@ -101,6 +102,21 @@ def faces(options: argparse.Namespace) -> dict[str, Any]:
     parts = records.run(pairs=options.pairs), verification.run(pairs=options.pairs)
     joined = {key: {**parts[0][key], **parts[1][key]} for key in ("size", "items")}
     return {**parts[0], **joined}
+
+
+def exports(options: argparse.Namespace) -> dict[str, Any]:
+    """The export of a face network, and its file in onnxruntime beside that of the checkout in QSD_TEST_ARCFACE."""
+    _set_threads(options.threads)
+    from qsd_plugin.hosts.insightface.benchmarks import exports as suite
+    from qsd_plugin.hosts.insightface.checkout import find_checkout
+    from qsd_plugin.hosts.insightface.runtime import require_insightface
+
+    try:
+        require_insightface()
+    except HostError as error:
+        return {"items": {"export": {"skipped": str(error)}}}
+    checkout = os.environ.get("QSD_TEST_ARCFACE")
+    return suite.run(find_checkout(Path(checkout)) if checkout else None, pairs=options.pairs)
 
 
 def import_time(runs: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Projections of a deployed network's embedding: fitted to images, and what they cost in ranking."""
+"""Projections of a deployed network's embedding: fitted to images or trained on them, and what they cost in ranking."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,13 @@ from qsd_plugin.core.errors import ExportError
 from qsd_plugin.data.items import existing_folder, image_files
 from qsd_plugin.export.packages import PERSON_DIMENSION
 from qsd_plugin.export.projection import Projection, fit_pca, pad_with_zeros, read_linear
+from qsd_plugin.export.projection_training import train_linear
 from qsd_plugin.hosts.fastreid import extract
 from qsd_plugin.hosts.fastreid.datasets import Item, training_set
 from qsd_plugin.hosts.fastreid.deployed import Deployed
 from qsd_plugin.hosts.fastreid.report import load_test, rank_test
 
-PCA = "pca"
+PCA, TRAINED = "pca", "trained"
 
 
 def projection_for(run: Deployed, wanted: str, cfg: Any, images: Path | None) -> Projection | None:
@@ -27,22 +29,33 @@ def projection_for(run: Deployed, wanted: str, cfg: Any, images: Path | None) ->
 
     Args:
         run: The network.
-        wanted: ``pca``, a file for :func:`qsd_plugin.export.projection.read_linear`, or empty.
+        wanted: ``pca``, ``trained``, a file for :func:`qsd_plugin.export.projection.read_linear`, or empty.
         cfg: Its config with the user's options: the training images are those of ``DATASETS.NAMES``.
-        images: Folder of images to fit to instead; those of all folders below it.
+        images: Folder of images to fit ``pca`` to instead; those of all folders below it.
 
     Raises:
-        ExportError: Too few images; or no projection is wanted although the embedding is longer.
+        ExportError: Too few images, or a folder of images without identities for ``trained``.
         CheckpointError: The file is no fitting linear layer.
     """
     given = int(run.contract["embedding"]["dimension"])
     if wanted == PCA and given > PERSON_DIMENSION:
-        items = _items(images) if images is not None else _training_items(cfg)
+        items = _items(images) if images is not None else list(itertools.chain(*_training_sets(cfg).values()))
         with _on_accelerator(run.model) as model:
             return fit_pca(
                 extract.embedding_stream(cfg, model, items, title="Fitting the projection"), PERSON_DIMENSION
             )
-    if wanted not in ("", PCA):
+    if wanted == TRAINED and given > PERSON_DIMENSION:
+        if images is not None:
+            raise ExportError(
+                "--images", value=str(images), expected="none with --projection trained, which needs identities"
+            )
+        sets = _training_sets(cfg)
+        items = list(itertools.chain(*sets.values()))
+        with _on_accelerator(run.model) as model:
+            embeddings = extract.embed(cfg, model, items, title="Embeddings to train the projection on")
+        identities = [(name, identity) for name, part in sets.items() for _, identity, _ in part]
+        return train_linear(embeddings, identities, PERSON_DIMENSION, seed=max(cfg.SEED, 0))
+    if wanted not in ("", PCA, TRAINED):
         return read_linear(Path(wanted), given=given, dimension=PERSON_DIMENSION)
     return pad_with_zeros(given, PERSON_DIMENSION) if given < PERSON_DIMENSION else None
 
@@ -103,8 +116,8 @@ def _on_accelerator(model: nn.Module) -> Iterator[nn.Module]:
         model.to("cpu")
 
 
-def _training_items(cfg: Any) -> list[Item]:
-    return [item for name in cfg.DATASETS.NAMES for item in training_set(cfg, name)[1]]
+def _training_sets(cfg: Any) -> dict[str, list[Item]]:
+    return {name: training_set(cfg, name)[1] for name in cfg.DATASETS.NAMES}
 
 
 def _items(folder: Path) -> list[Item]:

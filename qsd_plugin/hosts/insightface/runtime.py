@@ -105,6 +105,19 @@ def require_insightface() -> None:
         ) from error
 
 
+def recogniser(package: Path) -> Callable[[Sequence[Picture]], Any]:
+    """The recogniser of a package in the runtime: BGR pictures to embeddings [N, D], not normalised.
+
+    Raises:
+        HostError: ``insightface`` is missing.
+    """
+    require_insightface()
+    model_zoo = importlib.import_module("insightface.model_zoo")
+    with _quiet():
+        model = model_zoo.get_model(str(package), model_task=packages.RECOGNITION, providers=_CPU)
+    return lambda images: model.get_feat(list(images))
+
+
 def check_face_package(package: Path, reference: Reference, *, batches: Sequence[int]) -> list[Comparison]:
     """Load the recogniser of a package in every way and compare it with torch.
 

@@ -111,8 +111,9 @@ def _score_face_package(arguments: argparse.Namespace, model: FaceModel, quality
     """The package in the runtime, and the network in torch, on the test sets of the run."""
     from qsd_plugin.hosts.fastreid import face_runs
     from qsd_plugin.hosts.fastreid.face_runtimes import score_runtimes
+    from qsd_plugin.hosts.insightface.embedders import recogniser
     from qsd_plugin.hosts.insightface.packaging import packaged_network
-    from qsd_plugin.hosts.insightface.runtime import Reference, recogniser
+    from qsd_plugin.hosts.insightface.runtime import Reference
 
     cfg = face_runs.config(arguments.source)
     cfg.merge_from_list(arguments.opts)
@@ -153,16 +154,12 @@ def _person_package(
 ) -> None:
     from qsd_plugin.export.projection import Projected
     from qsd_plugin.hosts.fastreid import deployed, projections
+    from qsd_plugin.hosts.insightface.embedders import person_embedder
     from qsd_plugin.hosts.insightface.packaging import person_package
 
     cfg = projections.with_options(run, arguments.opts)
     projection = projections.projection_for(run, arguments.projection, cfg, arguments.images)
-    if arguments.evaluate:
-        if projection is None:
-            raise ExportError("--evaluate", value="no projection", expected="--projection, whose cost it measures")
-        rows = projections.ranking_table(cfg, run, projection)
-        print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f"))
-        print(json.dumps(projection.describe()))
+    rows = projections.ranking_table(cfg, run, projection) if arguments.evaluate else []
     network: nn.Module = deployed.without_normalisation(run.model, size)
     dimension = run.contract["embedding"]["dimension"]
     if projection is not None:
@@ -182,6 +179,11 @@ def _person_package(
         check_batches=arguments.check_batches,
     )
     _print_package(arguments.person_package, comparisons)
+    if arguments.evaluate:
+        rows += projections.ranking_in_runtime(cfg, "PersonReID", person_embedder(arguments.person_package))
+        print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f"))
+        if projection is not None:
+            print(json.dumps(projection.describe()))
 
 
 def _face_source(arguments: argparse.Namespace) -> FaceModel | None:

@@ -135,9 +135,15 @@ def test_person_network_gets_its_projection_and_is_ranked(
     export(monkeypatch, source, "--person-package", package, *options)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     rows = [line for line in lines if line and line[0] == "Market1501"]
-    assert [row[1:3] for row in rows] == [["512", "cosine"], ["256", "cosine"]]
-    assert float(rows[0][4]) == pytest.approx(float(rows[1][4]), abs=10)
-    assert [line[0] for line in lines if line][-4:] == [
+    assert [row[1:4] for row in rows] == [
+        ["512", "cosine", "torch"],
+        ["256", "cosine", "torch"],
+        ["256", "cosine", "PersonReID"],
+    ]
+    assert float(rows[0][5]) == pytest.approx(float(rows[1][5]), abs=10)
+    # The images have the size of the network, so that it does not matter who resizes.
+    assert float(rows[1][5]) == pytest.approx(float(rows[2][5]), abs=1)
+    assert [line[0] for line in lines if line and line[0].startswith("Person")] == [
         "PersonReID.embed",
         "PersonReID.session",
         "PersonReID.session",

@@ -46,7 +46,7 @@ demo: $(READY)
 demo-face: $(READY)
 	$(RUN) tools/train_net.py --config-file projects/InsightFace/export_demo.yml
 	rm -rf logs/insightface/export_demo/package
-	$(RUN) tools/export_model.py logs/insightface/export_demo --face-package logs/insightface/export_demo/package --license LICENSE
+	$(RUN) tools/export_model.py logs/insightface/export_demo --face-package logs/insightface/export_demo/package --license LICENSE --evaluate
 
 check: $(READY)
 	$(RUN) -m ruff check .

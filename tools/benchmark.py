@@ -4,7 +4,7 @@
 python tools/benchmark.py                         everything at the sizes the limits are stated for (about 40 minutes)
 python tools/benchmark.py labels import           some of it
 python tools/benchmark.py --pairs 6 --slow-pairs 2 --json out.json
-python tools/benchmark.py insightface --host-root CHECKOUT   what the plugin costs arcface_torch's own trainer
+python tools/benchmark.py insightface --host-root CHECKOUT   beside InsightFace's trainer and files
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs per item with a limit")
     parser.add_argument("--slow-pairs", type=int, default=6, help="pairs of slow items without a limit")
     parser.add_argument(
-        "--items", default="", metavar="TEXT", help="of training steps and of ranking only items with this in their name"
+        "--items",
+        default="",
+        metavar="TEXT",
+        help="only items with this in their name, of suites that can",
     )
     parser.add_argument("--host-root", type=Path, metavar="DIR", help="arcface_torch checkout, for insightface")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
@@ -118,7 +121,7 @@ def faces(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def insightface(options: argparse.Namespace) -> dict[str, Any]:
-    """A training step of an arcface_torch checkout through the launcher, beside its script by itself."""
+    """What the plugin costs arcface_torch's own trainer, and exports beside the checkout's own file in onnxruntime."""
     _set_threads(options.threads)
     from qsd_plugin.hosts.insightface import benchmarks
 

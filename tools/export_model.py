@@ -6,9 +6,9 @@
     python tools/export_model.py SOURCE --face-package models/NAME --license FILE [--detector det.onnx]
     python tools/export_model.py SOURCE --person-package models/NAME --license FILE [--projection pca --evaluate]
 
-SOURCE is the folder of a finished run, its deploy folder, the folder of a run with a face network, or a face network's
-weights (arcface_torch, QUD). Weights are written under the host's names: fast-reid's deploy keys for persons,
-arcface_torch's for faces.
+SOURCE is the folder of a finished run (of persons, of a face network, of DIL), a deploy folder, or a face network's
+weights (arcface_torch, QUD, AdaFace, QGFace). Weights are written under the host's names: fast-reid's deploy keys for
+persons, the published ones for faces.
 
 ONNX files take normalised images, (pixel - mean) / std, as `images` (faces: `data`) [batch, 3, height, width] and
 return `embedding` [batch, dimension]. Size, colour order, mean, std, feature and metric are in the metadata. A file is
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ExportError, QSDPluginError
 from qsd_plugin.core.files import check_writable
@@ -36,9 +36,15 @@ from qsd_plugin.export.face_networks import FACE_SIZE, FaceModel, read_face_mode
 from qsd_plugin.export.onnx import CHECK_BATCHES, TOLERANCE, Form, export_onnx, require_onnx
 from qsd_plugin.export.state_dicts import save_safetensors, save_state_dict
 
-_PACKAGE_OPTIONS = ("license", "model_id", "base")
+_PACKAGE_OPTIONS = ("license", "model_id", "base", "evaluate")
 _FACE_OPTIONS = ("detector", "quality_network", "quality_weights")
-_PERSON_OPTIONS = ("projection", "images", "evaluate")
+_PERSON_OPTIONS = ("projection", "images")
+
+#: What a host that reads weight files must know about those with other names than arcface_torch's.
+_OTHER_NAMES = {
+    "qud": "QUD's, which arcface_torch does not have",
+    "ir": "AdaFace's, for BGR images as in its files; ONNX files and packages are for RGB",
+}
 
 
 def main() -> None:
@@ -70,10 +76,13 @@ def export_face(arguments: argparse.Namespace, model: FaceModel) -> None:
     if arguments.person_package:
         raise ExportError(str(arguments.source), value="a face network", expected="a person network")
     license_text = packages.read_license(arguments.license) if arguments.face_package else ""
+    if arguments.evaluate and not arguments.source.is_dir():
+        raise ExportError("--evaluate", value=str(arguments.source), expected="a run, whose config names test sets")
     metadata = model.metadata()
-    if model.names != "arcface":
-        print(f"names in the weight files: {model.names}'s own, which arcface_torch does not have", file=sys.stderr)
-    _write_weights(arguments, model.network, metadata)
+    if model.names != "arcface" and (arguments.safetensors or arguments.state_dict):
+        print(f"names in the weight files: {_OTHER_NAMES[model.names]}", file=sys.stderr)
+    order = {"colour_order": "BGR"} if model.names == "ir" else {}
+    _write_weights(arguments, model.weights(), metadata | order)
     if arguments.onnx:
         from qsd_plugin.hosts.insightface.packaging import FACE_FORM
 
@@ -81,18 +90,42 @@ def export_face(arguments: argparse.Namespace, model: FaceModel) -> None:
     if arguments.face_package:
         from qsd_plugin.hosts.insightface.packaging import face_package
 
+        quality = _quality(arguments)
         comparisons = face_package(
             model,
             arguments.face_package,
             license_text=license_text,
             model_id=arguments.model_id,
-            quality=_quality(arguments),
+            quality=quality,
             detector=arguments.detector,
             base=arguments.base,
             notes=metadata,
             check_batches=arguments.check_batches,
         )
         _print_package(arguments.face_package, comparisons)
+        if arguments.evaluate:
+            _score_face_package(arguments, model, quality)
+
+
+def _score_face_package(arguments: argparse.Namespace, model: FaceModel, quality: nn.Module | None) -> None:
+    """The package in the runtime, and the network in torch, on the test sets of the run."""
+    from qsd_plugin.hosts.fastreid import face_runs
+    from qsd_plugin.hosts.fastreid.face_runtimes import score_runtimes
+    from qsd_plugin.hosts.insightface.embedders import recogniser
+    from qsd_plugin.hosts.insightface.packaging import packaged_network
+    from qsd_plugin.hosts.insightface.runtime import Reference
+
+    cfg = face_runs.config(arguments.source)
+    cfg.merge_from_list(arguments.opts)
+    cfg.TEST.FLIP.ENABLED = False  # the runtime embeds an image once
+    package: Path = arguments.face_package
+    picture = package.with_name(f"{package.name}.png")
+    picture.unlink(missing_ok=True)
+    reference = Reference(packaged_network(model, quality), model.input_size, model.mean, model.std)
+    rows = score_runtimes(cfg, {"torch": reference, "insightface": recogniser(package)}, picture=picture)
+    print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
+    if picture.is_file():
+        print(f"Pairs with the cosines of both: {picture}")
 
 
 def export_person(arguments: argparse.Namespace) -> None:
@@ -100,14 +133,15 @@ def export_person(arguments: argparse.Namespace) -> None:
     from qsd_plugin.hosts import fastreid as host
 
     host.activate()
-    from qsd_plugin.hosts.fastreid import deployed
+    from qsd_plugin.hosts.fastreid import deployed, dil_runs
 
-    run = deployed.load(arguments.source)
+    dil = dil_runs.is_dil_run(arguments.source)
+    run = dil_runs.load(arguments.source, arguments.opts) if dil else deployed.load(arguments.source)
     if arguments.face_package:
         raise ExportError(str(arguments.source), value="a person network", expected="a face network")
     license_text = packages.read_license(arguments.license) if arguments.person_package else ""
     metadata = deployed.metadata(run.contract)
-    _write_weights(arguments, run.model, metadata)
+    _write_weights(arguments, run.model.state_dict(), metadata)
     size = run.contract["input"]["height"], run.contract["input"]["width"]
     if arguments.onnx:
         _write_onnx(arguments, deployed.without_normalisation(run.model, size), size, metadata, Form())
@@ -120,16 +154,12 @@ def _person_package(
 ) -> None:
     from qsd_plugin.export.projection import Projected
     from qsd_plugin.hosts.fastreid import deployed, projections
+    from qsd_plugin.hosts.insightface.embedders import person_embedder
     from qsd_plugin.hosts.insightface.packaging import person_package
 
     cfg = projections.with_options(run, arguments.opts)
     projection = projections.projection_for(run, arguments.projection, cfg, arguments.images)
-    if arguments.evaluate:
-        if projection is None:
-            raise ExportError("--evaluate", value="no projection", expected="--projection, whose cost it measures")
-        rows = projections.ranking_table(cfg, run, projection)
-        print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f"))
-        print(json.dumps(projection.describe()))
+    rows = projections.ranking_table(cfg, run, projection) if arguments.evaluate else []
     network: nn.Module = deployed.without_normalisation(run.model, size)
     dimension = run.contract["embedding"]["dimension"]
     if projection is not None:
@@ -149,6 +179,11 @@ def _person_package(
         check_batches=arguments.check_batches,
     )
     _print_package(arguments.person_package, comparisons)
+    if arguments.evaluate:
+        rows += projections.ranking_in_runtime(cfg, "PersonReID", person_embedder(arguments.person_package))
+        print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f"))
+        if projection is not None:
+            print(json.dumps(projection.describe()))
 
 
 def _face_source(arguments: argparse.Namespace) -> FaceModel | None:
@@ -174,8 +209,7 @@ def _quality(arguments: argparse.Namespace) -> nn.Module | None:
     return NetworkSource(arguments.quality_network, arguments.quality_weights).network
 
 
-def _write_weights(arguments: argparse.Namespace, network: nn.Module, metadata: dict[str, str]) -> None:
-    state = network.state_dict()
+def _write_weights(arguments: argparse.Namespace, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
     if arguments.state_dict:
         save_state_dict(state, arguments.state_dict)
         print(f"{arguments.state_dict}: {len(state)} tensors")
@@ -225,7 +259,9 @@ def _check_options(parser: argparse.ArgumentParser, arguments: argparse.Namespac
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of a finished run, or face weights")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config options for --projection and --evaluate")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="config options for --projection and --evaluate, and DIL's FEATURE"
+    )
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="write the network with its weights")
     parser.add_argument("--safetensors", type=Path, metavar="FILE", help="write the weights, with the host's names")
     parser.add_argument("--state-dict", type=Path, metavar="FILE", help="the same as torch's file")
@@ -245,11 +281,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--projection",
         default="",
-        metavar="pca|FILE",
-        help="to 256 numbers: fitted to the training images of the run, or a trained linear layer",
+        metavar="pca|trained|FILE",
+        help="to 256 numbers: fitted to the training images of the run, trained on their identities, or a linear layer",
     )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="fit the projection to these images instead")
-    parser.add_argument("--evaluate", action="store_true", help="rank DATASETS.TESTS before and after the projection")
+    parser.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="on DATASETS.TESTS: persons before and after the projection, faces in torch and in the runtime",
+    )
     parser.add_argument(
         "--input-size",
         type=int,

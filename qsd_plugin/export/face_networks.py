@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from qsd_plugin.core.errors import CheckpointError
 from qsd_plugin.export.face_weights import FaceShape, face_shape, is_arcface, is_qud
+from qsd_plugin.export.ir_weights import PREFIXES, is_bare_ir, is_ir, read_ir, turned_round
 from qsd_plugin.export.weights import FACE_PIXELS, read_weights
 from qsd_plugin.networks.face_shapes import InputSize, grid, height_width
+from qsd_plugin.networks.ir import IR
 from qsd_plugin.networks.iresnet import IResNet
 from qsd_plugin.networks.mobilefacenet import MobileFaceNet
 from qsd_plugin.networks.mobilefacenet_qud import MobileFaceNetQUD
@@ -31,7 +33,7 @@ class FaceModel:
         mean: What is subtracted from pixel values of 0 to 255, per channel in the order RGB.
         std: What they are divided by.
         dimension: D.
-        names: Whose names the weights have: ``arcface`` (arcface_torch) or ``qud``.
+        names: Whose names the weights have: ``arcface`` (arcface_torch), ``qud`` or ``ir`` (AdaFace, QGFace).
     """
 
     network: nn.Module
@@ -40,6 +42,11 @@ class FaceModel:
     std: tuple[float, ...]
     dimension: int
     names: str
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict as the published files have it: an IR network sees BGR there."""
+        state = self.network.state_dict()
+        return turned_round(state) if self.names == "ir" else state
 
     def metadata(self) -> dict[str, str]:
         """What a file without anything beside it has to carry, as for person networks."""
@@ -70,7 +77,8 @@ def face_model(
     """The network that ``weights`` fill exactly.
 
     Args:
-        weights: State dict under arcface_torch's or QUD's names; counters of batch norms may lack.
+        weights: State dict under arcface_torch's, QUD's or AdaFace's names, of a network for RGB images; counters of
+            batch norms may lack.
         title: What the weights are to the user, for messages.
         input_size: Pixels, or (height, width); the weights do not tell it apart from sizes nearby.
         mean: See :class:`FaceModel`.
@@ -80,11 +88,12 @@ def face_model(
         CheckpointError: The names are of no face network, something is missing, left over or of another shape, or the
             weights are for another input size.
     """
-    if not is_arcface(weights) and not is_qud(weights):
+    if not is_arcface(weights) and not is_qud(weights) and not is_bare_ir(weights):
         raise CheckpointError(
             f"{title} holds no face network",
             value=list(weights)[:4],
-            expected="names such as layer1.0.prelu.weight, conv_sep.layers.0.weight or conv_6_sep.conv.weight",
+            expected="names such as layer1.0.prelu.weight, conv_sep.layers.0.weight, conv_6_sep.conv.weight or "
+            "body.0.res_layer.4.weight",
             remedy="A person network is exported from the folder of its finished run.",
         )
     shape, size = face_shape(weights), height_width(input_size)
@@ -108,22 +117,33 @@ def face_model(
     except RuntimeError as error:
         _, _, first = str(error).partition("\n")
         raise CheckpointError(f"{title} does not fill the network", value=first.strip().splitlines()[0]) from error
-    names = "arcface" if is_arcface(weights) else "qud"
+    names = "arcface" if is_arcface(weights) else "qud" if is_qud(weights) else "ir"
     return FaceModel(network.eval(), size, mean, std, shape.dimension, names)
 
 
 def read_face_model(path: Path, *, input_size: InputSize = FACE_SIZE) -> FaceModel:
-    """The network in a file of arcface_torch or QUD: a state dict, or a checkpoint that holds one.
+    """The network in a file of arcface_torch, QUD, AdaFace or QGFace: a state dict, or a checkpoint that holds one.
+
+    Files of AdaFace and QGFace, whose network sees BGR, are turned round to see RGB.
 
     Raises:
         CheckpointError: See :func:`face_model`; or the file is missing or damaged.
     """
-    return face_model(read_weights(path).tensors, title=str(path), input_size=input_size)
+    weights = read_weights(path).tensors
+    source = next((name for name in PREFIXES if is_ir(weights, name)), None)
+    if source is not None:
+        converted = read_ir(weights, source).weights
+        backbone = "backbone."
+        weights = {name.removeprefix(backbone): value for name, value in converted.items() if name.startswith(backbone)}
+    return face_model(weights, title=str(path), input_size=input_size)
 
 
 def _build(shape: FaceShape, size: tuple[int, int]) -> nn.Module:
     if shape.family == "iresnet":
         return IResNet(shape.blocks, embedding_dim=shape.dimension, input_size=size, width=shape.width)
+    if shape.family == "ir":
+        excite = shape.variant == "se"
+        return IR(shape.blocks, embedding_dim=shape.dimension, input_size=size, width=shape.width, excite=excite)
     if shape.variant == "qud":
         return MobileFaceNetQUD(embedding_dim=shape.dimension, input_size=size, width=shape.width)
     large = shape.variant == "mbf_large"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from qsd_plugin.export.ir_weights import ir_units, is_bare_ir
 from qsd_plugin.networks.iresnet import IRESNET_BLOCKS
 
 _IRESNET = {"conv1.weight", "prelu.weight", "layer1.0.prelu.weight", "fc.weight", "features.running_mean"}
@@ -29,9 +30,9 @@ class FaceShape:
     """What the shapes of a face network's weights say about it.
 
     Args:
-        family: ``iresnet`` or ``mobilefacenet``.
-        blocks: Residual blocks of an IResNet's four stages, empty for others.
-        variant: A MobileFaceNet's ``mbf``, ``mbf_large`` or ``qud``, empty for others.
+        family: ``iresnet``, ``ir`` (AdaFace's and QGFace's) or ``mobilefacenet``.
+        blocks: Residual blocks of the four stages of an IResNet or IR, empty for others.
+        variant: A MobileFaceNet's ``mbf``, ``mbf_large`` or ``qud``, an IR's ``se`` (squeeze-excite) or nothing.
         width: Factor on the channels of the published network.
         dimension: Length of the embedding.
         pooled: Positions of the last map that the embedding is computed from, 49 for 112 pixels.
@@ -49,8 +50,15 @@ def face_shape(weights: Mapping[str, Tensor]) -> FaceShape:
     """The network that weights belong to.
 
     Args:
-        weights: State dict for which :func:`is_arcface` or :func:`is_qud` is true.
+        weights: State dict for which :func:`is_arcface`, :func:`is_qud` or
+            :func:`~qsd_plugin.export.ir_weights.is_bare_ir` is true.
     """
+    if is_bare_ir(weights):
+        blocks, excite = ir_units(weights)
+        channels = len(weights["input_layer.0.weight"])
+        dimension, inputs = weights["output_layer.3.weight"].shape
+        variant = "se" if excite else ""
+        return FaceShape("ir", blocks, variant, channels / 64, dimension, inputs // (8 * channels))
     if weights.keys() >= _IRESNET:
         blocks = tuple(
             len({name.split(".")[1] for name in weights if name.startswith(f"layer{stage}.")}) for stage in range(1, 5)

@@ -61,6 +61,31 @@ def is_ir(weights: Mapping[str, Tensor], source: str) -> bool:
     return not ours and (weights.keys() >= {PREFIXES[source] + name for name in _IR} or weights.keys() >= _IR)
 
 
+def is_bare_ir(weights: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of an IR network alone, without any prefix."""
+    return weights.keys() >= _IR
+
+
+def ir_units(network: Mapping[str, Tensor]) -> tuple[tuple[int, ...], bool]:
+    """Units of the four stages, and whether they end in squeeze-excite.
+
+    Args:
+        network: State dict for which :func:`is_bare_ir` is true.
+    """
+    base = len(network[_FIRST])
+    last = ".res_layer.4.weight"
+    widths = Counter(
+        len(tensor) for name, tensor in network.items() if name.startswith("body.") and name.endswith(last)
+    )
+    excite = any(".res_layer.6." in name for name in network)
+    return tuple(widths[base * 2**stage] for stage in range(4)), excite
+
+
+def turned_round(network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same network for images with the channels in the opposite order: RGB, or BGR as in the authors' files."""
+    return {**network, _FIRST: network[_FIRST].flip(1)}
+
+
 def read_ir(weights: Mapping[str, Tensor], source: str) -> IRFile:
     """Take a file apart.
 
@@ -76,7 +101,7 @@ def read_ir(weights: Mapping[str, Tensor], source: str) -> IRFile:
     names = [name for name in weights if name.startswith(tuple(prefix + part for part in parts))]
     own = {name.removeprefix(prefix): weights[name] for name in names}
     network = _describe(own)
-    own[_FIRST] = own[_FIRST].flip(1)  # BGR to RGB
+    own = turned_round(own)
     renamed = {f"backbone.{name}": tensor for name, tensor in own.items()}
     sources = dict(zip(renamed, names, strict=True))
     notes = [
@@ -114,15 +139,9 @@ def _centres(kernel: Tensor, dim: int) -> Tensor:
 
 
 def _describe(network: Mapping[str, Tensor]) -> str:
-    base = len(network[_FIRST])
-    last = ".res_layer.4.weight"
-    widths = Counter(
-        len(tensor) for name, tensor in network.items() if name.startswith("body.") and name.endswith(last)
-    )
-    units = tuple(widths[base * 2**stage] for stage in range(4))
-    excite = any(".res_layer.6." in name for name in network)
+    units, excite = ir_units(network)
     fitting = [
         depth for depth, name in IR_DEPTHS.items() if IR_UNITS[name] == units and excite == name.startswith("ir_se")
     ]
     depth = fitting[0] if fitting else f"of units {units}{' with squeeze-excite' if excite else ''}"
-    return f"NAME build_ir_backbone DEPTH {depth} WIDTH {base / 64:g} FEAT_DIM {len(network[_LAST])}"
+    return f"NAME build_ir_backbone DEPTH {depth} WIDTH {len(network[_FIRST]) / 64:g} FEAT_DIM {len(network[_LAST])}"

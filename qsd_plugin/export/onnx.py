@@ -242,9 +242,13 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    # The older exporter prints the whole graph when it fails, past Python's own output.
+    prints: Callable[[bool], None] = getattr(torch._C, "_jit_set_onnx_log_enabled", lambda _: None)
+    prints(False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
+        prints(True)

@@ -79,8 +79,8 @@ def check_person_dimension(dimension: int) -> None:
             "Embedding of the person network",
             value=dimension,
             expected=f"{PERSON_DIMENSION} numbers, which insightface's PersonReID demands",
-            remedy="Pass --projection pca (fitted to your training images) or --projection FILE (a trained linear "
-            f"layer), or train with MODEL.HEADS.EMBEDDING_DIM {PERSON_DIMENSION}.",
+            remedy="Pass --projection pca (fitted to your training images), trained (on their identities) or FILE (a "
+            f"linear layer), or train with MODEL.HEADS.EMBEDDING_DIM {PERSON_DIMENSION}.",
         )
 
 

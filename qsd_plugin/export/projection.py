@@ -24,9 +24,10 @@ class Projection:
     Args:
         matrix: [K, D] float32.
         bias: [K] float32, or ``None``.
-        kind: ``pca``, ``linear`` (trained elsewhere) or ``zeros`` (D <= K: zeros are appended).
+        kind: ``pca``, ``trained``, ``linear`` (trained elsewhere) or ``zeros`` (D <= K: zeros are appended).
         kept: Share of the squared length of the unit embeddings that is left, 0 to 1; ``None`` where not measured.
         images: Number of images that it was fitted to.
+        identities: Number of people that it was trained to tell apart.
     """
 
     matrix: Tensor
@@ -34,6 +35,7 @@ class Projection:
     kind: str
     kept: float | None = None
     images: int = 0
+    identities: int = 0
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """[B, D] of any lengths to [B, K]."""
@@ -45,6 +47,8 @@ class Projection:
         text = {"projection": self.kind, "projection_sizes": f"{dimension} to {length}, behind L2 normalisation"}
         if self.kept is not None:
             text["projection_kept"] = f"{self.kept:.6f} of the squared length of {self.images} unit embeddings"
+        if self.identities:
+            text["projection_trained_on"] = f"{self.images} images of {self.identities} people"
         return text
 
 

@@ -1,4 +1,4 @@
-"""Pictures for people: rank lists, label histograms, the worst and best images of a training set."""
+"""Pictures for people: rank lists, pairs, label histograms, the worst and best images of a training set."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from qsd_plugin.data.images import read_rgb
 
@@ -36,6 +37,23 @@ class RankList:
     right: Sequence[bool]
 
 
+@dataclass(frozen=True)
+class ShownPair:
+    """Two images that were compared.
+
+    Args:
+        first: One of them.
+        second: The other.
+        title: Text above them.
+        right: Whether they were told apart, or found to be the same, rightly.
+    """
+
+    first: Image.Image
+    second: Image.Image
+    title: str
+    right: bool
+
+
 def draw_rank_lists(lists: Sequence[RankList], path: Path) -> None:
     """Rows of query and gallery images, framed green where right and red where wrong, as a PNG at ``path``."""
     columns = 1 + max(len(entry.gallery) for entry in lists)
@@ -46,6 +64,17 @@ def draw_rank_lists(lists: Sequence[RankList], path: Path) -> None:
         for axis, image, right in zip(row[1:], entry.gallery, entry.right, strict=False):
             _show(axis, image, _RIGHT if right else _WRONG)
     figure.suptitle("Query, then the gallery by rank (green: same person)", fontsize=9)
+    _save(figure, path)
+
+
+def draw_pairs(pairs: Sequence[ShownPair], title: str, path: Path) -> None:
+    """Pairs side by side, one below the other, framed as in :func:`draw_rank_lists`, as a PNG at ``path``."""
+    figure, axes = _grid(2, len(pairs), (0.9, 1.2))
+    for column, pair in enumerate(pairs):
+        for row, image in zip(axes, (pair.first, pair.second), strict=True):
+            _show(row[column], image, _RIGHT if pair.right else _WRONG)
+        axes[0][column].set_title(pair.title, fontsize=7)
+    figure.suptitle(title, fontsize=9)
     _save(figure, path)
 
 
@@ -97,8 +126,8 @@ def _grid(
     return figure, [list(row) for row in axes]
 
 
-def _show(axis: Axes, image: str, frame: str | None) -> None:
-    opened = read_rgb(image)
+def _show(axis: Axes, image: str | Image.Image, frame: str | None) -> None:
+    opened = read_rgb(image) if isinstance(image, str) else image
     # Every person as the network's 2:1 crop, every face as a square, so that rows line up whatever the crops' sizes.
     width = 64 if opened.height > 1.3 * opened.width else 128
     axis.imshow(np.asarray(opened.resize((width, 128))))

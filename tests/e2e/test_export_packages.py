@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from commands import ROOT
+from face_toy import tiny_faces_keys
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -95,6 +96,22 @@ def test_face_weights_become_a_package_that_the_runtime_reads(
     assert (package / "MODEL.LICENSE").read_text() == "for research"
 
 
+def test_nothing_is_kept_and_the_command_fails_when_the_runtime_computes_something_else(
+    weights: Path, terms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("insightface", reason="insightface is not installed: requirements/hosts.txt")
+    from qsd_plugin.hosts.insightface import runtime
+
+    reference = runtime.Reference.__call__
+    swapped = lambda self, pictures: reference(self, [one[..., ::-1] for one in pictures])  # noqa: E731
+    monkeypatch.setattr(runtime.Reference, "__call__", swapped)
+    package = tmp_path / "models" / "tiny"
+    package.parent.mkdir()
+    message = refuse(monkeypatch, capsys, weights, "--face-package", package, "--license", terms)
+    assert "get_model(PACKAGE, model_task='recognition') differs from torch at batch size 1" in message
+    assert list(package.parent.iterdir()) == []
+
+
 def test_face_weights_become_files_under_arcface_names(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,9 +135,15 @@ def test_person_network_gets_its_projection_and_is_ranked(
     export(monkeypatch, source, "--person-package", package, *options)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     rows = [line for line in lines if line and line[0] == "Market1501"]
-    assert [row[1:3] for row in rows] == [["512", "cosine"], ["256", "cosine"]]
-    assert float(rows[0][4]) == pytest.approx(float(rows[1][4]), abs=10)
-    assert [line[0] for line in lines if line][-4:] == [
+    assert [row[1:4] for row in rows] == [
+        ["512", "cosine", "torch"],
+        ["256", "cosine", "torch"],
+        ["256", "cosine", "PersonReID"],
+    ]
+    assert float(rows[0][5]) == pytest.approx(float(rows[1][5]), abs=10)
+    # The images have the size of the network, so that it does not matter who resizes.
+    assert float(rows[1][5]) == pytest.approx(float(rows[2][5]), abs=1)
+    assert [line[0] for line in lines if line and line[0].startswith("Person")] == [
         "PersonReID.embed",
         "PersonReID.session",
         "PersonReID.session",
@@ -158,6 +181,60 @@ def test_mistakes_are_one_paragraph(
     assert "--quality-network needs --face-package" in said(run, *person, "--quality-network", "import:a:b")
     assert "--license needs --face-package or --person-package" in said(weights, "--onnx", "m.onnx", "--license", terms)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["few", "terms.txt"]
+
+
+def test_face_run_is_scored_in_torch_and_in_the_runtime(
+    terms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `make demo-face` ends with, on a network that was not trained."""
+    pytest.importorskip("insightface", reason="insightface is not installed: requirements/hosts.txt")
+    run, package = tmp_path / "run", tmp_path / "net"
+    options = {
+        "MODEL.BACKBONE.NAME": "build_iresnet_backbone",
+        "MODEL.BACKBONE.FEAT_DIM": 16,
+        "MODEL.BACKBONE.WIDTH": 0.0625,
+        "MODEL.HEADS.WITH_BNNECK": False,
+        "MODEL.HEADS.POOL_LAYER": "Identity",
+        "MODEL.HEADS.NUM_CLASSES": 4,
+        "MODEL.PIXEL_MEAN": [127.5, 127.5, 127.5],
+        "MODEL.PIXEL_STD": [127.5, 127.5, 127.5],
+        "INPUT.SIZE_TRAIN": [112, 112],
+        "INPUT.SIZE_TEST": [112, 112],
+        "DATASETS.TESTS": ("SyntheticFacesVerification",),
+        "TEST.FLIP.ENABLED": True,
+        **tiny_faces_keys(tmp_path / "cache"),
+    }
+    cfg = toy_cfg(run, **options)
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict(), "epoch": 0}, run / "model_final.pth")
+    (run / "config.yaml").write_text(cfg.dump())
+    export(monkeypatch, run, "--face-package", package, "--license", terms, "--evaluate", "--check-batches", 1)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    header, _, torch_row, runtime_row = [line for line in lines if line][-4:]
+    assert header[:3] == ["test", "computed by", "accuracy"]
+    assert header[-2:] == ["smallest cosine", "largest difference"]
+    assert (torch_row[1], runtime_row[1]) == ("torch", "insightface")
+    assert torch_row[2:-2] == runtime_row[2:-2]
+    assert 40 < float(torch_row[2]) < 100
+    assert (float(torch_row[-2]), torch_row[-1]) == (1.0, "0.0e+00")
+    assert 0.99999 < float(runtime_row[-2]) <= 1.000001
+    assert 0 < float(runtime_row[-1]) < 1e-3
+    with Image.open(tmp_path / "net.png") as picture:
+        assert picture.width > picture.height > 100
+    message = refuse(
+        monkeypatch, capsys, run, "--face-package", package, "--license", terms, "--evaluate", "DATASETS.TESTS", "()"
+    )
+    assert "net" in message
+
+
+def test_scores_need_a_run(
+    weights: Path, terms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refuse(monkeypatch, capsys, weights, "--face-package", tmp_path / "net", "--license", terms, "--evaluate")
+    assert "expected a run, whose config names test sets" in message
+    assert "--evaluate needs --face-package" in refuse(
+        monkeypatch, capsys, weights, "--onnx", tmp_path / "m.onnx", "--evaluate"
+    )
 
 
 def test_network_of_another_size_is_refused(

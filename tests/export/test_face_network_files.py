@@ -13,6 +13,7 @@ from qsd_plugin.core.errors import CheckpointError, ExportError
 from qsd_plugin.export.face_networks import face_model, read_face_model
 from qsd_plugin.export.quality_norm import FLOOR, QualityNorm
 from qsd_plugin.networks import iresnet18, mobilefacenet, mobilefacenet_large, mobilefacenet_qud
+from qsd_plugin.networks.ir import ir_18, ir_se_50
 
 
 def images(count: int, size: tuple[int, int]) -> Tensor:
@@ -41,6 +42,27 @@ def test_network_is_built_from_its_weights(
     with torch.no_grad():
         assert torch.equal(model.network(images(2, size)), network(images(2, size)))
     assert model.network.state_dict().keys() == network.state_dict().keys()
+
+
+@pytest.mark.parametrize(("build", "prefix"), [(ir_18, ""), (ir_18, "backbone."), (ir_se_50, "model.")])
+def test_network_of_adaface_sees_rgb_and_its_file_bgr(
+    build: Callable[..., nn.Module], prefix: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    published = build(8, width=0.0625, input_size=32).eval()
+    state = published.state_dict()
+    content = {f"{prefix}{name}": value for name, value in state.items()} | {"head.kernel": torch.zeros(8, 3)}
+    torch.save({"state_dict": content if prefix else state}, tmp_path / "adaface.ckpt")
+    model = read_face_model(tmp_path / "adaface.ckpt", input_size=32)
+    assert (model.names, model.dimension, model.metadata()["colour_order"]) == ("ir", 8, "RGB")
+    rgb = images(2, (32, 32))
+    with torch.no_grad():
+        expected = published(rgb.flip(1))
+        torch.testing.assert_close(model.network(rgb), expected, rtol=1e-4, atol=1e-3)
+        assert not torch.allclose(published(rgb), expected, rtol=1e-2)
+    written = model.weights()
+    assert written.keys() == state.keys()
+    assert all(torch.equal(written[name], state[name]) for name in state)
 
 
 def test_blocks_that_nobody_published_and_files_without_counters() -> None:

@@ -22,7 +22,7 @@ from torch import nn
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError
 from qsd_plugin.core.files import check_writable
-from qsd_plugin.hosts.fastreid import deployed, face_tests, report
+from qsd_plugin.hosts.fastreid import deployed, face_tests, report_frame
 from qsd_plugin.hosts.fastreid.baseline_losses import PLUGIN_LOSSES
 from qsd_plugin.hosts.fastreid.compat.checkpoint_files import read_checkpoint
 from qsd_plugin.hosts.fastreid.compose import evaluated_architecture
@@ -181,7 +181,7 @@ def contract(plain: Any, model: nn.Module) -> dict[str, Any]:
 
 def results(cfg: Any, metrics: Mapping[str, Any], config_hash: str, command: list[str]) -> dict[str, Any]:
     """What the run scored, on what, and how it was made. Seed -1: drawn anew, see the log."""
-    environment = report.environment()
+    environment = report_frame.environment()
     device = environment.pop("device")
     packages = {name: version(name) for name in ("fastreid", "torchvision", "numpy")}
     return {

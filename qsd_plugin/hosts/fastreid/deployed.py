@@ -15,6 +15,9 @@ from qsd_plugin.core import streams
 from qsd_plugin.core.errors import CheckpointError, ExportError, HostError
 from qsd_plugin.hosts.fastreid.compat.checkpoint_files import read_checkpoint
 
+#: Methods that normalise images: of the host's architectures, and of DIL's.
+_NORMALISERS = ("preprocess_image", "normalised")
+
 FOLDER = "deploy"
 CONFIG, WEIGHTS, CONTRACT, RESULTS = "config.yaml", "model.pth", "contract.json", "results.json"
 
@@ -114,7 +117,8 @@ def without_normalisation(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     """
     name = type(model).__name__
     mean, std = (getattr(model, buffer, None) for buffer in ("pixel_mean", "pixel_std"))
-    if mean is None or std is None or not hasattr(model, "preprocess_image"):
+    normaliser = next((method for method in _NORMALISERS if hasattr(model, method)), None)
+    if mean is None or std is None or normaliser is None:
         raise ExportError(
             "This architecture cannot be exported",
             value=name,
@@ -122,7 +126,7 @@ def without_normalisation(model: nn.Module, size: tuple[int, int]) -> nn.Module:
         )
     network = copy.deepcopy(model)
     # An attribute of the instance is found before the class's method, whatever the class's forward looks like.
-    vars(network)["preprocess_image"] = lambda images: images
+    vars(network)[normaliser] = lambda images: images
     images = noise(mean.numel(), size)
     expected = model(images.clone())  # the unpatched host normalises in place
     found = network((images - mean) / std)
@@ -136,7 +140,7 @@ def without_normalisation(model: nn.Module, size: tuple[int, int]) -> nn.Module:
         raise ExportError(
             "This architecture cannot be exported",
             value=name,
-            expected="a forward that normalises its images with preprocess_image and nowhere else",
+            expected=f"a forward that normalises its images with {normaliser} and nowhere else",
         )
     return network
 

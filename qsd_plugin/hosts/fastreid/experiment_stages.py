@@ -27,6 +27,7 @@ from qsd_plugin.hosts.fastreid import (
     recipes_qgface,
     recipes_qud,
     report,
+    report_frame,
     samplers,
     training_stages,
 )
@@ -251,7 +252,7 @@ def _summarise(folder: Path, run: Trained, outcome: PerQuery | PerTrial, quality
         "training_images": sum(len(training_set(run.cfg, each)[1]) for each in run.cfg.DATASETS.NAMES),
         **dict(zip(outcome.metric_names, means.tolist(), strict=True)),
         **_last_shares(folder),
-        "environment": report.environment(),
+        "environment": report_frame.environment(),
         "settings": training_stages.flatten(run.cfg),
     }
     write_atomically(folder / "results.json", json.dumps(summary, indent=1, default=str).encode())

@@ -10,19 +10,15 @@ from typing import Any
 from tabulate import tabulate
 from torch import nn
 
-from qsd_plugin.core.distributed import rank as process_rank
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.evaluation.results import to_json
 from qsd_plugin.hosts.fastreid import extract
-from qsd_plugin.hosts.fastreid.datasets import dataset_folder, training_set
 from qsd_plugin.hosts.fastreid.face_protocol import FaceTest, Score
 from qsd_plugin.hosts.fastreid.face_tests import build_test, host_flips
 from qsd_plugin.hosts.fastreid.protocols import FaceImages
-from qsd_plugin.hosts.fastreid.report import environment
-from qsd_plugin.quality.labels import QualityLabels
+from qsd_plugin.hosts.fastreid.report_frame import write_framed
 from qsd_plugin.report.conditions import arm_table, has_conditions
 from qsd_plugin.report.curve_pictures import draw_det
-from qsd_plugin.report.pictures import draw_label_histogram, draw_worst_and_best
 
 
 def write_report(model_cfg: Any, cfg: Any, arms: dict[str, Path], label_files: Sequence[Path], folder: Path) -> None:
@@ -35,28 +31,22 @@ def write_report(model_cfg: Any, cfg: Any, arms: dict[str, Path], label_files: S
         label_files: Quality labels of the training sets.
         folder: Where to write.
     """
-    if process_rank() != 0:
-        return
-    results: dict[str, Any] = {"note": "one seed, no claim", "seed": cfg.SEED, "environment": environment()}
-    results["tests"] = {}
-    for name in cfg.DATASETS.TESTS:
+
+    def evaluated(name: str) -> dict[str, Any]:
         test = build_test(cfg, name)
         scores = {
             arm: evaluate(model_cfg, extract.load_model(model_cfg, checkpoint), test, title=f"Evaluating {arm}")
             for arm, checkpoint in arms.items()
         }
-        numbers = {arm: {key: float(score.numbers[key]) for key in score.numbers} for arm, score in scores.items()}
-        results["tests"][name] = {"images": len(test.names), "arms": numbers}
         details = {arm: to_json(score.details) for arm, score in scores.items()}
         write_atomically(folder / f"{name}.json", json.dumps(details, indent=1).encode())
         curves = {f"{arm} {key}": curve for arm, score in scores.items() for key, curve in score.curves.items()}
         if curves:
             draw_det(curves, folder / f"{name}_det.png")
-    _draw_labels(cfg, label_files, folder)
-    text = as_table(results)
-    write_atomically(folder / "results.json", json.dumps(results, indent=1).encode())
-    write_atomically(folder / "results.md", text.encode())
-    print(f"\n{text}\nPictures and results.json: {folder}", flush=True)
+        numbers = {arm: {key: float(score.numbers[key]) for key in score.numbers} for arm, score in scores.items()}
+        return {"images": len(test.names), "arms": numbers}
+
+    write_framed(cfg, label_files, folder, evaluate=evaluated, as_table=as_table)
 
 
 def evaluate(cfg: Any, model: nn.Module, test: FaceTest, *, title: str) -> Score:
@@ -80,13 +70,3 @@ def as_table(results: dict[str, Any]) -> str:
         table = tabulate(body, headers=["arm", *columns], tablefmt="github", disable_numparse=True)
         parts.append(f"{about}\n\n{table}\n")
     return "\n".join(parts)
-
-
-def _draw_labels(cfg: Any, label_files: Sequence[Path], folder: Path) -> None:
-    tables = dict(zip(cfg.DATASETS.NAMES, map(QualityLabels.load, label_files), strict=True))
-    draw_label_histogram({name: table.score for name, table in tables.items()}, folder / "label_histogram.png")
-    name, table = next(iter(tables.items()))
-    paths = [path for path, _, _ in training_set(cfg, name)[1]]
-    scores, known = table.lookup(paths, root=dataset_folder(cfg, name))
-    labelled = [path for path, has_label in zip(paths, known.tolist(), strict=True) if has_label]
-    draw_worst_and_best(labelled, scores[known].double().numpy(), folder / "worst_and_best.png")

@@ -11,7 +11,7 @@ from qsd_plugin.hosts.fastreid.compat.checkpoint_files import read_checkpoint
 
 CONFIG, CHECKPOINT = "config.yaml", "model_final.pth"
 
-_BACKBONES = ("build_iresnet_backbone", "build_mobilefacenet_backbone")
+_BACKBONES = ("build_iresnet_backbone", "build_ir_backbone", "build_mobilefacenet_backbone")
 _PREFIX = "backbone."
 
 #: Settings of a head that adds nothing to the network's embedding, as ``configs/Base-Face.yml`` has them.
@@ -22,7 +22,7 @@ def is_face_run(folder: Path) -> bool:
     """Whether ``folder`` is that of a training that finished with a face network."""
     if not all((folder / name).is_file() for name in (CONFIG, CHECKPOINT)):
         return False
-    return _config(folder).MODEL.BACKBONE.NAME in _BACKBONES
+    return config(folder).MODEL.BACKBONE.NAME in _BACKBONES
 
 
 def load(folder: Path) -> FaceModel:
@@ -35,7 +35,7 @@ def load(folder: Path) -> FaceModel:
         ExportError: The head adds something to the embedding.
         CheckpointError: The checkpoint is damaged or not of this network.
     """
-    cfg = _config(folder)
+    cfg = config(folder)
     heads = cfg.MODEL.HEADS
     for key, expected in _PLAIN_HEAD.items():
         if heads[key] != expected:
@@ -55,7 +55,8 @@ def load(folder: Path) -> FaceModel:
     )
 
 
-def _config(folder: Path) -> Any:
+def config(folder: Path) -> Any:
+    """The config of a finished training."""
     from fastreid.config import get_cfg
 
     cfg = get_cfg()

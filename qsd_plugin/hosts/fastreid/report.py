@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +12,13 @@ import torch
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-import qsd_plugin
-from qsd_plugin.core.distributed import rank as process_rank
-from qsd_plugin.core.files import write_atomically
 from qsd_plugin.data.synthetic import load_truth
 from qsd_plugin.evaluation.retrieval import RetrievalResult, rank
 from qsd_plugin.hosts.fastreid import extract
-from qsd_plugin.hosts.fastreid.datasets import Item, dataset_folder, test_set, training_set
-from qsd_plugin.quality.labels import QualityLabels
+from qsd_plugin.hosts.fastreid.datasets import Item, dataset_folder, test_set
+from qsd_plugin.hosts.fastreid.report_frame import write_framed
 from qsd_plugin.report.per_query import PerQuery, identity_names, quality_groups, relative
-from qsd_plugin.report.pictures import RankList, draw_label_histogram, draw_rank_lists, draw_worst_and_best
+from qsd_plugin.report.pictures import RankList, draw_rank_lists
 from qsd_plugin.report.sharpness import sharpness
 
 _RANK_LIST_LENGTH = 10
@@ -58,15 +53,8 @@ def write_report(model_cfg: Any, cfg: Any, arms: dict[str, Path], label_files: S
         label_files: Quality labels of the training sets.
         folder: Where to write.
     """
-    if process_rank() != 0:
-        return
-    results: dict[str, Any] = {
-        "note": "one seed, no claim",
-        "seed": cfg.SEED,
-        "environment": environment(),
-        "tests": {},
-    }
-    for name in cfg.DATASETS.TESTS:
+
+    def evaluate(name: str) -> dict[str, Any]:
         test = load_test(cfg, name)
         rows: dict[str, Any] = {}
         outcomes: dict[str, Outcome] = {}
@@ -76,24 +64,10 @@ def write_report(model_cfg: Any, cfg: Any, arms: dict[str, Path], label_files: S
             query, gallery = embeddings[: len(test.query)], embeddings[len(test.query) :]
             outcomes[arm] = Outcome(rank_test(test, query, gallery, cfg.TEST.METRIC), query, gallery)
             rows[arm] = by_quality(outcomes[arm].result, test.quality)
-        results["tests"][name] = {"quality": test.quality_name, "queries": len(test.query), "arms": rows}
         draw_rank_lists(_rank_lists(test, outcomes), folder / f"rank_lists_{name}.png")
-    labels = [QualityLabels.load(path) for path in label_files]
-    draw_label_histogram(
-        {
-            str(table.meta.get("dataset", path.stem)): table.score
-            for table, path in zip(labels, label_files, strict=True)
-        },
-        folder / "label_histogram.png",
-    )
-    paths = [path for path, _, _ in training_set(cfg, cfg.DATASETS.NAMES[0])[1]]
-    scores, known = labels[0].lookup(paths)
-    labelled = [path for path, has_label in zip(paths, known.tolist(), strict=True) if has_label]
-    draw_worst_and_best(labelled, scores[known].double().numpy(), folder / "worst_and_best.png")
-    text = as_table(results)
-    write_atomically(folder / "results.json", json.dumps(results, indent=1).encode())
-    write_atomically(folder / "results.md", text.encode())
-    print(f"\n{text}\nPictures and results.json: {folder}", flush=True)
+        return {"quality": test.quality_name, "queries": len(test.query), "arms": rows}
+
+    write_framed(cfg, label_files, folder, evaluate=evaluate, as_table=as_table)
 
 
 def by_quality(result: RetrievalResult, quality: NDArray[np.float64]) -> dict[str, dict[str, float]]:
@@ -154,17 +128,6 @@ def as_table(results: dict[str, Any]) -> str:
             f"thirds of the queries by {test['quality']}\n\n{tabulate(body, headers=header, tablefmt='github')}\n"
         )
     return "\n".join(parts)
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, for every table that leaves this machine."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return {
-        "qsd_plugin": qsd_plugin.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": device,
-    }
 
 
 def load_test(cfg: Any, name: str) -> TestSet:

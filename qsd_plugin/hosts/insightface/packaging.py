@@ -72,9 +72,7 @@ def face_package(
     model_id = model_id or folder.name
     packages.check_face_size(model.input_size)
     _check_target(folder, model_id)
-    network = model.network
-    if quality is not None:
-        network = QualityNorm(network, quality, mean=model.mean, std=model.std)
+    network = packaged_network(model, quality)
     norm = "the length that training gave it" if quality is None else "quality, up to 100"
     about = {"embedding_norm": norm, "normalisation": "outside the file", **(notes or {})}
     with new_folder(folder) as partial:
@@ -142,6 +140,11 @@ def person_package(
         packages.write_manifest(partial, model_id=model_id, license_text=license_text, tasks=tasks, notes=about)
         reference = Reference(network, input_size, tuple(mean), tuple(std))
         return check_person_package(partial, reference, batches=check_batches)
+
+
+def packaged_network(model: FaceModel, quality: nn.Module | None) -> nn.Module:
+    """What :func:`face_package` exports, in torch."""
+    return model.network if quality is None else QualityNorm(model.network, quality, mean=model.mean, std=model.std)
 
 
 def _check_target(folder: Path, model_id: str) -> None:

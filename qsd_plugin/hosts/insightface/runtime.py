@@ -39,7 +39,8 @@ COSINE = 0.99999
 #: embedding, which may carry a quality.
 DIFFERENCE = 1e-3
 
-_CPU = ["CPUExecutionProvider"]
+#: Where the runtime computes: as torch here.
+CPU = ["CPUExecutionProvider"]
 
 Picture = NDArray[np.uint8]
 
@@ -95,7 +96,7 @@ def require_insightface() -> None:
         HostError: It is so.
     """
     try:
-        with _quiet():
+        with quiet():
             importlib.import_module("insightface")
             importlib.import_module("insightface.model_zoo.person_reid")
     except ImportError as error:
@@ -123,12 +124,12 @@ def check_face_package(package: Path, reference: Reference, *, batches: Sequence
     ways: list[tuple[str, Callable[[], Any]]] = [
         (
             "get_model(PACKAGE, model_task='recognition')",
-            lambda: model_zoo.get_model(str(package), model_task=packages.RECOGNITION, providers=_CPU),
+            lambda: model_zoo.get_model(str(package), model_task=packages.RECOGNITION, providers=CPU),
         )
     ]
     if task["preprocessing"] == {"mean": 127.5, "std": 127.5}:  # what the runtime assumes of a bare file
         file = str(package / task["file"])
-        ways.append((f"get_model({task['file']})", lambda: model_zoo.get_model(file, providers=_CPU)))
+        ways.append((f"get_model({task['file']})", lambda: model_zoo.get_model(file, providers=CPU)))
     found = []
     for way, load in ways:
         with _refusals(way):
@@ -156,7 +157,7 @@ def check_person_package(package: Path, reference: Reference, *, batches: Sequen
     person_reid = importlib.import_module("insightface.model_zoo.person_reid")
     descriptor = packages.person_descriptor(package)
     with _refusals("PersonReID"):
-        model = person_reid.PersonReID(descriptor, _CPU)
+        model = person_reid.PersonReID(descriptor, CPU)
     found = []
     images = pictures(max(batches), reference.size)
     expected = nn.functional.normalize(reference(images))
@@ -221,7 +222,7 @@ def _face_analysis(package: Path, reference: Reference, *, count: int) -> list[C
     task = manifest["tasks"][packages.RECOGNITION]
     if packages.DETECTION in manifest["tasks"]:
         with _refusals("FaceAnalysis with the package's detector"):
-            app.FaceAnalysis(str(package), allowed_modules=list(packages.FACE_ANALYSIS), providers=_CPU)
+            app.FaceAnalysis(str(package), allowed_modules=list(packages.FACE_ANALYSIS), providers=CPU)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shutil.copyfile(package / task["file"], folder / task["file"])
@@ -229,14 +230,14 @@ def _face_analysis(package: Path, reference: Reference, *, count: int) -> list[C
         tasks = {packages.RECOGNITION: task, packages.DETECTION: {"file": "detector.onnx"}}
         packages.write_manifest(folder, model_id="check", license_text="none", tasks=tasks, notes={})
         with _refusals("FaceAnalysis"):
-            analysis = app.FaceAnalysis(str(folder), providers=_CPU)
+            analysis = app.FaceAnalysis(str(folder), providers=CPU)
             analysis.prepare(ctx_id=-1)
             images = pictures(count, reference.size)
             faces = [analysis.get(image) for image in images]
     if [len(found) for found in faces] != [1] * count:
         raise ExportError("FaceAnalysis", value=[len(found) for found in faces], expected="one face per picture")
     align = importlib.import_module("insightface.utils.face_align")
-    with _quiet():
+    with quiet():
         crops = [
             align.norm_crop(image, face.kps, reference.size[0]) for image, (face,) in zip(images, faces, strict=True)
         ]
@@ -252,7 +253,7 @@ def _person_analysis(package: Path, reference: Reference, *, count: int) -> list
         with tempfile.TemporaryDirectory() as root, _refusals("PersonAnalysis with the package's own models"):
             (Path(root) / "models").mkdir()
             os.symlink(package.resolve(), Path(root) / "models" / "check", target_is_directory=True)
-            app.PersonAnalysis("check", root=root, providers=_CPU).prepare()
+            app.PersonAnalysis("check", root=root, providers=CPU).prepare()
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "models" / "check"
         folder.mkdir(parents=True)
@@ -267,7 +268,7 @@ def _person_analysis(package: Path, reference: Reference, *, count: int) -> list
         tasks[packages.PERSON_REID] = task
         packages.write_manifest(folder, model_id="check", license_text="none", tasks=tasks, notes={})
         with _refusals("PersonAnalysis"):
-            analysis = app.PersonAnalysis("check", root=root, providers=_CPU)
+            analysis = app.PersonAnalysis("check", root=root, providers=CPU)
             people = [analysis.get(image) for image in images]
     if any(len(found) != 1 or found[0].reid_feature is None for found in people):
         raise ExportError("PersonAnalysis", value="no feature", expected="one person with a feature per picture")
@@ -279,7 +280,7 @@ def _person_analysis(package: Path, reference: Reference, *, count: int) -> list
 def _refusals(way: str) -> Iterator[None]:
     """What the runtime raises, as an error that names the way in."""
     try:
-        with _quiet():
+        with quiet():
             yield
     except ExportError:
         raise
@@ -290,8 +291,8 @@ def _refusals(way: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the deprecation warnings of the runtime's dependencies and what it prints."""
+def quiet() -> Iterator[None]:
+    """Inside, without the deprecation warnings of the runtime's dependencies and what it prints."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

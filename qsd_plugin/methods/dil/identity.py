@@ -7,10 +7,9 @@ Shapes: B images, H x W pixels, D feature size, K numbers of a degradation code,
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsd_plugin.methods.dil.layers import LinearLayer, Stack, kaiming
+from qsd_plugin.methods.dil.layers import LinearLayer, Stack, kaiming, largest
 from qsd_plugin.networks.resnet_stages import ResNetStages
 
 
@@ -68,7 +67,7 @@ class IdentityEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] to features [B, D], the maximum over each map of the last stage."""
-        return F.adaptive_max_pool2d(self.model(images)[-1], 1).flatten(1)
+        return largest(self.model(images)[-1])
 
 
 class DegradationAttention(nn.Module):

@@ -217,6 +217,14 @@ class LiteBlock(nn.Module):
         return F.relu(x + self.model(x))
 
 
+def largest(maps: Tensor) -> Tensor:
+    """Maps [B, C, H, W] to the largest value of each, [B, C]; of equal ones the first alone gets the gradient.
+
+    As ``adaptive_max_pool2d`` to one position, which torch's exporter to ONNX does not know.
+    """
+    return maps.flatten(2).max(dim=2).values
+
+
 def activate(x: Tensor, name: str) -> Tensor:
     """``x`` through ``"relu"``, ``"lrelu"`` (slope 0.2) or, for ``"none"``, unchanged."""
     if name == "relu":

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.methods.dil.encoders import ContentEncoder
 from qsd_plugin.methods.dil.identity import ClassBlock, DegradationAttention
+from qsd_plugin.methods.dil.layers import largest
 from qsd_plugin.methods.dil.losses import CONSISTENCIES, IDENTITY_LOSSES, consistency_loss, identity_loss
 
 #: Branches, which are also the features that can be asked for.
@@ -46,7 +46,7 @@ class SensitiveBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The trunk's last map [B, C', H / 16, W / 16] to f_sen [B, D_sen], the maximum over each map."""
-        return F.adaptive_max_pool2d(self.model["layer4"](x), 1).flatten(1)
+        return largest(self.model["layer4"](x))
 
 
 class DualBranchReID(nn.Module):

@@ -23,6 +23,7 @@ from fastreid.modeling.meta_arch import build_model  # noqa: E402
 
 from qsd_plugin.hosts.fastreid import deployed, extract, face_runs, projections  # noqa: E402
 from qsd_plugin.hosts.fastreid.datasets import test_set as read_test_set  # noqa: E402
+from qsd_plugin.hosts.fastreid.datasets import training_set as read_training_set  # noqa: E402
 
 FACE: dict[str, Any] = {
     "MODEL.BACKBONE.NAME": "build_iresnet_backbone",
@@ -62,6 +63,22 @@ def test_exported_network_is_the_run_s_under_published_names(tmp_path: Path) -> 
         torch.testing.assert_close(face.network((images - 127.5) / 127.5), model({"images": images.clone()}))
     assert {f"backbone.{name}" for name in face.network.state_dict()} < model.state_dict().keys()
     assert {"conv1.weight", "fc.weight", "features.running_mean"} < face.network.state_dict().keys()
+
+
+def test_quality_head_s_run_is_exported_with_the_length_that_it_trained(tmp_path: Path) -> None:
+    """A run of AdaFace's network and head: what a head adds to train is left out, the length of the embedding stays."""
+    names = {"MODEL.BACKBONE.NAME": "build_ir_backbone", "MODEL.HEADS.NAME": "AdaFaceHead"}
+    model = face_run(tmp_path, **names)
+    assert face_runs.is_face_run(tmp_path)
+    face = face_runs.load(tmp_path)
+    assert face.names == "ir"
+    images = deployed.noise(3, (32, 32))
+    with torch.no_grad():
+        expected = model({"images": images.clone()})
+        torch.testing.assert_close(face.network((images - 127.5) / 127.5), expected)
+    assert not torch.allclose(expected.norm(dim=1), torch.ones(2))
+    first = model.state_dict()["backbone.input_layer.0.weight"]
+    assert torch.equal(face.weights()["input_layer.0.weight"], first.flip(1))
 
 
 def test_head_that_adds_to_the_embedding_is_refused(tmp_path: Path) -> None:
@@ -135,6 +152,26 @@ def test_projection_is_fitted_to_the_training_images_and_ranked(run: deployed.De
     assert rows[-1]["mAP"] == pytest.approx(100 * result.mAP)
     assert rows[-1]["Rank-1"] == pytest.approx(100 * result.cmc[0])
     assert rows[-1]["mAP"] == pytest.approx(rows[1]["mAP"], abs=2.0)  # 256 of 384 directions rank nearly alike
+
+
+def test_projection_is_trained_on_the_people_of_the_training_images(
+    run: deployed.Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def train(embeddings: torch.Tensor, identities: Any, dimension: int, *, seed: int) -> Any:
+        seen.append((embeddings, list(identities), dimension))
+        return "projection"
+
+    monkeypatch.setattr(projections, "train_linear", train)
+    assert projections.projection_for(run, "trained", run.cfg, None) == "projection"
+    ((embeddings, identities, dimension),) = seen
+    _, items = read_training_set(run.cfg, "Market1501")
+    torch.testing.assert_close(embeddings, extract.embed(run.cfg, run.model, items))
+    assert identities == [("Market1501", identity) for _, identity, _ in items]
+    assert dimension == 256
+    with pytest.raises(ExportError, match=r"--images: got '.*'; expected none with --projection trained"):
+        projections.projection_for(run, "trained", run.cfg, Path("images"))
 
 
 def test_projection_is_fitted_to_given_images(run: deployed.Deployed, tmp_path: Path) -> None:

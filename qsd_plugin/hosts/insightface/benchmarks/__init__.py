@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from qsd_plugin.hosts.insightface.benchmarks import steps
+from qsd_plugin.hosts.insightface.benchmarks import exports, steps
 
 #: From the checkout (if one is given), ``pairs`` and ``only`` (text in an item's name) to items by name.
-PARTS: tuple[Callable[..., dict[str, dict[str, Any]]], ...] = (steps.run,)
+PARTS: tuple[Callable[..., dict[str, dict[str, Any]]], ...] = (steps.run, exports.run)
 
 
 def run(host_root: Path | None, *, pairs: int = 30, only: str = "") -> dict[str, Any]:

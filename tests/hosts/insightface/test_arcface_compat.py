@@ -201,9 +201,13 @@ def test_what_a_machine_without_gpu_needs(host: None) -> None:
 
 def test_what_is_applied_is_told_and_undone() -> None:
     lines: list[str] = []
+    before = torch.save, torch.load
     with imported_host(FAKE):
         undo = compat.apply_shims("run", lines.append)
+        assert torch.save is not before[0]
+        assert torch.load is not before[1]
         undo()
+        assert (torch.save, torch.load) == before
         assert any(line.startswith("shim bins for eval/verification.py, pickle.load: ") for line in lines)
         from eval import verification
 

@@ -1,7 +1,7 @@
 """Single-shot retrieval: one gallery image of every person is drawn, and the expectation over the draws is reported.
 
 With one right image per draw, average precision is the reciprocal rank, so the "mAP" of papers with this protocol
-(CAVIAR, CUHK03, VIPeR and their low-resolution forms) is a mean reciprocal rank: ``MRR`` here. The mean of average
+(CAVIAR, CUHK03, VIPeR and their low-resolution forms) is a mean reciprocal rank. The mean of average
 precisions over all gallery images is :attr:`~qsd_plugin.evaluation.retrieval.RetrievalResult.mAP`.
 
 Shapes: Q queries, G gallery images, V queries with a match, P people in the gallery, K ranks.
@@ -32,7 +32,7 @@ class SingleShotResult:
         cmc: ``cmc[k - 1]``, the share of valid queries whose match is among the first k people; K values.
         reciprocal: Mean reciprocal rank of each valid query, [V], in query order.
         hits: Share of draws in which the match is among the first k, [V, K].
-        MRR: Mean of ``reciprocal``; the "mAP" of papers with this protocol.
+        mean_reciprocal: Mean of ``reciprocal``; the "mAP" of papers with this protocol.
         num_valid: V; queries without a match in the gallery are skipped.
         valid: Which queries those are, bool [Q].
     """
@@ -40,7 +40,7 @@ class SingleShotResult:
     cmc: Array
     reciprocal: Array
     hits: Array
-    MRR: float  # noqa: N815 - the measure's name
+    mean_reciprocal: float
     num_valid: int
     valid: Array
 
@@ -118,7 +118,7 @@ class SingleShotRanker:
         if draws < 0:
             raise ConfigError("Single-shot draws", value=draws, expected="0 (exact) or a number of draws, such as 100")
         self._truth, self._draws = truth, draws
-        self._generator = np.random.RandomState(seed)  # noqa: NPY002 - the official program's numbers
+        self._generator = np.random.RandomState(seed)  # the official program draws from this one
         self._people = truth.gallery_people
         length = min(max_rank, len(np.unique(self._people)))
         self._hits = np.zeros((truth.num_query, length))
@@ -132,7 +132,9 @@ class SingleShotRanker:
         """
         if np.isnan(distances).any():
             raise DataError(
-                "Distances contain NaN", expected="numbers", remedy="Check the embeddings; a diverged network makes NaN."
+                "Distances contain NaN",
+                expected="numbers",
+                remedy="Check the embeddings; a diverged network produces NaN.",
             )
         for query, row in enumerate(distances, start):
             matches, is_positive = self._truth.matches(query)
@@ -168,7 +170,7 @@ class SingleShotRanker:
             cmc=hits.mean(axis=0),
             reciprocal=reciprocal,
             hits=hits,
-            MRR=float(reciprocal.mean()),
+            mean_reciprocal=float(reciprocal.mean()),
             num_valid=int(valid.sum()),
             valid=valid,
         )

@@ -58,7 +58,7 @@ def test_the_expectation_is_the_mean_over_all_draws(seed: int) -> None:
         np.testing.assert_allclose(result.hits[:, k], [np.mean(found <= k + 1) for found in ranks], atol=1e-12)
     np.testing.assert_allclose(result.reciprocal, [np.mean(1 / found) for found in ranks], atol=1e-12)
     np.testing.assert_allclose(result.cmc, result.hits.mean(axis=0), atol=1e-15)
-    assert result.MRR == pytest.approx(result.reciprocal.mean())
+    assert result.mean_reciprocal == pytest.approx(result.reciprocal.mean())
     assert result.num_valid == len(ranks)
 
 
@@ -98,11 +98,11 @@ def test_recorded_values_of_the_official_program() -> None:
     inputs = [golden[key] for key in ("q", "g", "ql", "gl", "qc", "gc")]
     exact = rank_single_shot(*inputs)
     np.testing.assert_allclose(exact.cmc, golden["single.exact/cmc"], atol=1e-12)
-    assert exact.MRR == pytest.approx(float(golden["single.exact/map"]), abs=1e-12)
+    assert exact.mean_reciprocal == pytest.approx(float(golden["single.exact/map"]), abs=1e-12)
     for draws in (10, AUTHORS_DRAWS):
         sampled = rank_single_shot(*inputs, draws=draws, seed=0)
         np.testing.assert_allclose(sampled.cmc, golden[f"single(N={draws},seed0)/cmc"], atol=1e-6)
-        assert sampled.MRR == pytest.approx(float(golden[f"single(N={draws},seed0)/map"]), abs=1e-12)
+        assert sampled.mean_reciprocal == pytest.approx(float(golden[f"single(N={draws},seed0)/map"]), abs=1e-12)
     many = rank_single_shot(*inputs, draws=5000, seed=1)
     np.testing.assert_allclose(many.cmc, golden["single(N=5000,seed1)/cmc"], atol=1e-6)
     np.testing.assert_allclose(rank(*inputs).cmc, golden["multi/cmc"][: len(rank(*inputs).cmc)], atol=1e-6)
@@ -114,7 +114,9 @@ def test_one_image_per_person_is_plain_retrieval_and_draws_change_nothing() -> N
     labels = rng.integers(0, 9, 7), np.arange(9)
     plain, exact = rank(query, gallery, *labels), rank_single_shot(query, gallery, *labels)
     np.testing.assert_allclose(exact.cmc, plain.cmc)
-    assert exact.MRR == pytest.approx(plain.mAP)  # one right image: average precision is the reciprocal rank
+    assert exact.mean_reciprocal == pytest.approx(
+        plain.mAP
+    )  # one right image: average precision is the reciprocal rank
     np.testing.assert_allclose(rank_single_shot(query, gallery, *labels, draws=3).hits, exact.hits)
 
 
@@ -122,7 +124,7 @@ def test_a_person_left_out_by_the_camera_does_not_count() -> None:
     """The query's own image in its own camera is nearer than everything, and is never drawn."""
     result = rank_distances_single_shot(np.array([[0.0, 1.0, 2.0, 3.0]]), [0], [0, 1, 0, 1], [5], [5, 6, 6, 6])
     np.testing.assert_allclose(result.hits, [[0.5, 1.0]])
-    assert result.MRR == pytest.approx(0.75)
+    assert result.mean_reciprocal == pytest.approx(0.75)
 
 
 def test_refusals() -> None:

@@ -66,11 +66,11 @@ def read_rates(folder: Path) -> dict[str, int]:
     Raises:
         DataError: The manifest is damaged.
     """
-    file = Path(folder) / MANIFEST_FILE
-    if not file.is_file():
+    file, meta = Path(folder) / MANIFEST_FILE, Path(folder) / META_FILE
+    if not meta.is_file():
         return {}
     try:
-        digest = json.loads((Path(folder) / META_FILE).read_text(encoding="utf-8"))["manifest_sha256"]
+        digest = json.loads(meta.read_text(encoding="utf-8"))["manifest_sha256"]
         content = file.read_bytes()
         rates = {row["path"]: int(row["rate"]) for row in csv.DictReader(content.decode().splitlines())}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -178,7 +178,7 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         build_mlr(source, target, MLRSettings(test_people=3))
     with pytest.raises(ConfigError, match=r"Kind of source: got 'market'; expected .*Did you mean 'market1501'\?"):
         build_mlr(source, target, MLRSettings(), kind="market")
-    with pytest.raises(DataError, match=r"no query; expected bounding_box_train, query and bounding_box_test"):
+    with pytest.raises(DataError, match=r"no query'; expected bounding_box_train, query and bounding_box_test"):
         build_mlr(write(tmp_path / "half", "bounding_box_train/0001_c1.jpg"), target, MLRSettings())
     with pytest.raises(
         DataError, match=r"Source of an MLR set .*holiday.*expected market1501: .*; viper: cam_a and cam_b"
@@ -270,6 +270,6 @@ def test_a_set_that_is_not_its_manifests(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace(",2,", ",3,", 1))
     with pytest.raises(DataError, match=r"Manifest .*manifest.csv: got 'other content'; expected SHA-256"):
         read_mlr(tmp_path / "mlr")
-    (tmp_path / "mlr" / "mlr.json").unlink()
+    manifest.unlink()
     with pytest.raises(DataError, match=r"Manifest of .*FileNotFoundError"):
         read_rates(tmp_path / "mlr")

@@ -84,6 +84,20 @@ def protocol_of(cfg: Any, name: str) -> str:
     return gallery_protocol(name) if chosen == "auto" else chosen
 
 
+def check_config(cfg: Any) -> None:
+    """Refuse settings that an evaluation, after hours of training, would stumble over.
+
+    Raises:
+        ConfigError: Unknown ``TEST.GALLERY``, or impossible draws.
+    """
+    for name in cfg.DATASETS.TESTS:
+        protocol_of(cfg, name)
+    for key in ("DRAWS", "SEED"):
+        value = cfg.TEST.SINGLE_SHOT[key]
+        if value < 0:
+            raise ConfigError(f"TEST.SINGLE_SHOT.{key}", value=value, expected="a whole number >= 0")
+
+
 def applies(cfg: Any, name: str) -> bool:
     """Whether this evaluation takes the place of the host's on the test set ``name``."""
     return bool(degraded_cameras_of(name)) or protocol_of(cfg, name) == SINGLE
@@ -187,7 +201,8 @@ class MLREvaluator(ReidEvaluator):  # type: ignore[misc]
         primary = overall["mAP" if measured.single is None else "MRR"]
         numbers = OrderedDict({**overall, "metric": (overall["Rank-1"] + primary) / 2})
         valid = rates[measured.whole.valid]
-        for rate in sorted(set(valid.tolist()) - {0}):
+        known = sorted(set(valid.tolist()) - {0})
+        for rate in known:
             rows = np.flatnonzero(valid == rate)
             numbers.update((f"rate {rate}/{key}", value) for key, value in measured.numbers(rows).items())
         details = {
@@ -195,7 +210,7 @@ class MLREvaluator(ReidEvaluator):  # type: ignore[misc]
             "gallery": protocol,
             "draws": self.cfg.TEST.SINGLE_SHOT.DRAWS or "exact expectation" if protocol == SINGLE else None,
             "definitions": DEFINITIONS,
-            "queries": {"all": len(valid), **{f"rate {rate}": int((valid == rate).sum()) for rate in np.unique(valid)}},
+            "queries": {"all": len(valid), **{f"rate {rate}": int((valid == rate).sum()) for rate in known}},
             "numbers": numbers,
             "whole_gallery": Measured(measured.whole, None).numbers(),
             "set": _meta(dataset_folder(self.cfg, self._name)),

@@ -21,6 +21,7 @@ from qsd_plugin.data.synthetic import load_truth
 from qsd_plugin.evaluation.retrieval import RetrievalResult, rank
 from qsd_plugin.hosts.fastreid import extract
 from qsd_plugin.hosts.fastreid.datasets import Item, dataset_folder, test_set, training_set
+from qsd_plugin.hosts.fastreid.mlr_protocol import rates_of
 from qsd_plugin.quality.labels import QualityLabels
 from qsd_plugin.report.per_query import PerQuery, identity_names, quality_groups, relative
 from qsd_plugin.report.pictures import RankList, draw_label_histogram, draw_rank_lists, draw_worst_and_best
@@ -168,7 +169,7 @@ def environment() -> dict[str, Any]:
 
 
 def load_test(cfg: Any, name: str) -> TestSet:
-    """A registered test set with the quality of its queries: true severity where it is known, else sharpness."""
+    """A registered test set with the quality of its queries: true severity or rate where known, else sharpness."""
     _, query, gallery = test_set(cfg, name)
     folder = dataset_folder(cfg, name)
     paths = [path for path, _, _ in query]
@@ -177,6 +178,9 @@ def load_test(cfg: Any, name: str) -> TestSet:
         severity = dict(zip(truth.paths, truth.severity, strict=True))
         quality = np.array([-severity[Path(path).relative_to(folder).as_posix()] for path in paths])
         return TestSet(query, gallery, quality, "true degradation severity")
+    rates = rates_of(paths, folder)
+    if rates.all():
+        return TestSet(query, gallery, -rates.astype(np.float64), "how little the query was shrunk (minus its rate)")
     return TestSet(query, gallery, sharpness(paths), "sharpness of the query image (no model involved)")
 
 

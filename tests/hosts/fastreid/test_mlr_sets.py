@@ -26,10 +26,13 @@ from qsd_plugin.data.mlr_folders import read_rates
 from qsd_plugin.evaluation.retrieval import rank
 from qsd_plugin.evaluation.single_shot import rank_single_shot
 from qsd_plugin.hosts import fastreid as host
-from qsd_plugin.hosts.fastreid.datasets import dataset_folder, test_set, training_set
+from qsd_plugin.hosts.fastreid import datasets
+from qsd_plugin.hosts.fastreid.datasets import dataset_folder, training_set
 from qsd_plugin.hosts.fastreid.dil_pairs import PairDraws
 from qsd_plugin.hosts.fastreid.meta_arch.dil_config import schedule_of
+from qsd_plugin.hosts.fastreid.report import load_test
 from qsd_plugin.model_zoo import get_config_file
+from qsd_plugin.report.per_query import quality_groups
 from qsd_plugin.report.per_trial import PerTrial
 
 host.activate()
@@ -70,7 +73,7 @@ def embedded(cfg: Any, name: str) -> tuple[Any, ...]:
     """Embeddings and labels of a test set, one image after the other."""
     from fastreid.data.transforms import build_transforms
 
-    _, query, gallery = test_set(cfg, name)
+    _, query, gallery = datasets.test_set(cfg, name)
     transform = build_transforms(cfg, is_train=False)
     sides = [
         torch.cat([Thumbnails()({"images": transform(Image.open(path))[None]}) for path, _, _ in items])
@@ -88,7 +91,7 @@ def test_the_degraded_domain_is_camera_0(root: Path, tmp_path: Path, name: str) 
     rates = read_rates(folder)
     for path, _, camera in train:
         assert (camera == f"{name.lower()}_0") == (rates[Path(path).relative_to(folder).as_posix()] != 1)
-    _, query, gallery = test_set(cfg, name)
+    _, query, gallery = datasets.test_set(cfg, name)
     assert {camera for _, _, camera in query} == {0}
     assert 0 not in {camera for _, _, camera in gallery}
 
@@ -176,6 +179,13 @@ def test_caviar_has_no_rates(root: Path, tmp_path: Path) -> None:
     found = evaluated(config(root, tmp_path), "CAVIAR")
     assert found["MRR"] > 0
     assert not any("/" in name for name in found)
+
+
+def test_reports_group_the_queries_by_rate(root: Path, tmp_path: Path) -> None:
+    test = load_test(config(root, tmp_path), "MLRMarket1501")
+    assert test.quality_name == "how little the query was shrunk (minus its rate)"
+    groups = quality_groups(test.quality)
+    assert [set(test.quality[rows]) for rows in groups.values()] == [{-4, -3, -2}, {-4}, {-3}, {-2}]
 
 
 CAMERAS = ["mlrcuhk03_0", "mlrcuhk03_0", "mlrcuhk03_1", "market1501_0"]

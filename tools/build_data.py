@@ -3,6 +3,7 @@
 python tools/build_data.py reid-check DIR        identities, cameras, leaks and damaged files of a folder or CSV list
 python tools/build_data.py reid-list DIR OUT.csv list a folder's images without its split, to split by identity anew
 python tools/build_data.py synthetic DIR         write the synthetic pedestrians below DIR
+python tools/build_data.py mlr SRC DST           Market-1501, CUHK03, VIPeR with one camera shrunk; CAVIAR as it is
 python tools/build_data.py folder2rec DIR OUT.rec  <identity>/*.jpg, aligned, to .rec, .idx and property
 python tools/build_data.py rec2folder IN.rec DIR   and back to <class>/<key>.jpg
 python tools/build_data.py pairs2bin CSV OUT.bin   pairs first,second,same to a verification set
@@ -18,6 +19,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qsd_plugin.core.errors import QSDPluginError
@@ -59,6 +61,19 @@ def synthetic(options: argparse.Namespace) -> int:
     names = [field.name for field in dataclasses.fields(SyntheticPedestrians)]
     spec = SyntheticPedestrians(**{name: getattr(options, name) for name in names})
     print(build(options.folder, spec, workers=options.workers))
+    return 0
+
+
+def mlr(options: argparse.Namespace) -> int:
+    """``mlr``: write the set and print what is in it."""
+    from qsd_plugin.data.mlr import MLRSettings, build_mlr
+
+    names = [field.name for field in dataclasses.fields(MLRSettings)]
+    settings = MLRSettings(**{name: getattr(options, name) for name in names} | {"rates": tuple(options.rates)})
+    done = build_mlr(Path(options.source), Path(options.folder), settings, kind=options.kind)
+    shrunk = ", ".join(f"{count} by {rate}" if rate else f"{count} by nature" for rate, count in done.rates.items())
+    print(f"{options.folder}: {', '.join(f'{count} {split}' for split, count in done.images.items())}")
+    print(f"of low resolution: {shrunk}; manifest {done.digest}")
     return 0
 
 
@@ -186,6 +201,24 @@ def _add_face_commands(commands: Any) -> None:
     faces.set_defaults(run=check)
 
 
+def _add_mlr_command(commands: Any) -> None:
+    from qsd_plugin.data.mlr import KERNELS, MLRSettings
+    from qsd_plugin.data.mlr_sources import KINDS
+
+    default = MLRSettings()
+    make = commands.add_parser("mlr", help="write a multi-low-resolution set: the images of one camera shrunk")
+    make.add_argument("source", metavar="SRC", help="folder of the set as released")
+    make.add_argument("folder", metavar="DST", help="mlr_market, mlr_cuhk03, ...; empty, or to be made")
+    make.add_argument("--kind", default="", help=f"{' | '.join(KINDS)} (default: found out)")
+    make.add_argument("--seed", type=int, default=default.seed, help="of rates and test people (default %(default)s)")
+    make.add_argument("--kernel", default=default.kernel, help=f"{' | '.join(KERNELS)} (default %(default)s)")
+    make.add_argument("--rates", type=int, nargs="+", default=default.rates, metavar="N", help="default 2 3 4")
+    make.add_argument("--camera", default=default.camera, help="the one whose images shrink (default: the first)")
+    make.add_argument("--quality", type=int, default=default.quality, help="of JPEGs (default %(default)s)")
+    make.add_argument("--test-people", type=int, help="how many, where the source has no split (default: the paper's)")
+    make.set_defaults(run=mlr)
+
+
 def _parser() -> argparse.ArgumentParser:
     from qsd_plugin.data.synthetic import SyntheticPedestrians
 
@@ -211,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
         flag = "--" + field.name.replace("_", "-")
         make.add_argument(flag, type=type(field.default), default=field.default, help="default %(default)s")
     make.set_defaults(run=synthetic)
+    _add_mlr_command(commands)
     _add_face_commands(commands)
     return parser
 

@@ -6,8 +6,9 @@
 
 --from names where the file comes from: agw, qsd (the methods' authors), fastreid-zoo, arcface (backbones of
 InsightFace's arcface_torch), qud (QUD's teachers and students), adaface or qgface (IR networks with their heads; they
-see BGR, and are turned round to see RGB). The config names the network it is for; a backbone
-must be filled exactly. Nothing in the file is run: of a pickled module the tensors are kept, and nothing else. What
+see BGR, and are turned round to see RGB), dil (its authors' folder of outputs, with --stage 1 or 2 where it has files
+of both). The config names the network it is for; a backbone, and DIL's networks, must be filled exactly.
+Nothing in the file is run: of a pickled module the tensors are kept, and nothing else. What
 fits and what does not is printed. With the training set at hand a classifier can be checked (--check-accuracy) and its
 classes brought into fast-reid's order (--match-classes); a run on other identities does without (--drop-classifier).
 """
@@ -17,24 +18,29 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from qsd_plugin.core.errors import QSDPluginError
+from qsd_plugin.core.errors import ConfigError, QSDPluginError
 from qsd_plugin.core.files import check_writable, write_atomically
 from qsd_plugin.export.weights import CLASSIFIER, SOURCES, Fit
+
+#: A folder with a file per network, and not one file as :data:`SOURCES` have.
+DIL = "dil"
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", dest="source", required=True, metavar="|".join(SOURCES), help="origin of the file")
+    parser.add_argument("--from", dest="source", required=True, metavar="|".join([*SOURCES, DIL]), help="origin")
     parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the network")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="the published file")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="the published file, or DIL's folder")
     parser.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write")
     parser.add_argument("--check-accuracy", type=int, default=0, metavar="N", help="classify N training batches")
+    parser.add_argument("--stage", type=int, choices=(1, 2), help="of DIL; default: the one that has files")
     order = parser.add_mutually_exclusive_group()
     order.add_argument("--match-classes", action="store_true", help="reorder the classifier for DATASETS.NAMES")
     order.add_argument("--drop-classifier", action="store_true", help="leave the classifier out")
@@ -51,6 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Convert, report, check and write."""
     output = Path(arguments.output)
     check_writable(output.parent)
+    if arguments.source == DIL:
+        run_dil(arguments, output)
+        return
     cfg = load_config(arguments.config_file, arguments.opts)
     from qsd_plugin.hosts.fastreid import published
 
@@ -71,26 +80,60 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"Classes matched: {accuracy:.1%} of the training images looked at are classified as their identity.")
     if arguments.check_accuracy:
         print(judge(published.training_accuracy(cfg, conversion.model, arguments.check_accuracy)))
-    import torch
-
-    write_atomically(output, functools.partial(torch.save, {"model": state}))
+    write_checkpoint(output, state)
     print(f"\nWritten: {output}. Use it as MODEL.WEIGHTS {output}")
 
 
-def load_config(config_file: str, opts: list[str]) -> Any:
-    """The host's config with the network that evaluation uses."""
+def run_dil(arguments: argparse.Namespace, output: Path) -> None:
+    """Convert a folder of DIL's authors, report and write."""
+    given = {
+        "--check-accuracy": arguments.check_accuracy,
+        "--match-classes": arguments.match_classes,
+        "--drop-classifier": arguments.drop_classifier,
+    }
+    unused = [flag for flag, value in given.items() if value]
+    if unused:
+        raise ConfigError(unused[0], expected="other sources than dil")
+    cfg = read_config(arguments.config_file, arguments.opts)
+    from qsd_plugin.hosts.fastreid import published_dil
+
+    done = published_dil.convert_folder(cfg, Path(arguments.weights), arguments.stage)
+    print(describe(done.fit))
+    for network, path in done.files.items():
+        print(f"{network}: {path.name}")
+    for note in done.notes:
+        print(f"note: {note}")
+    write_checkpoint(output, done.state)
+    print(f"\nWritten: {output}, stage {done.stage}. Use it as {done.key} {output}")
+
+
+def read_config(config_file: str, opts: list[str]) -> Any:
+    """The host's config of a file and ``KEY VALUE`` pairs."""
     from qsd_plugin.hosts import fastreid as host
 
     host.activate()
     from fastreid.config import get_cfg
 
-    from qsd_plugin.hosts.fastreid.compose import base_architecture
-
     cfg = get_cfg()
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(opts)
+    return cfg
+
+
+def load_config(config_file: str, opts: list[str]) -> Any:
+    """The host's config with the network that evaluation uses."""
+    cfg = read_config(config_file, opts)
+    from qsd_plugin.hosts.fastreid.compose import base_architecture
+
     cfg.MODEL.META_ARCHITECTURE = base_architecture(cfg)
     return cfg
+
+
+def write_checkpoint(output: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors as the host's checkpoints hold them."""
+    import torch
+
+    write_atomically(output, functools.partial(torch.save, {"model": dict(state)}))
 
 
 def describe(fit: Fit) -> str:

@@ -14,6 +14,11 @@ class GroundTruth:
     A gallery image of the query's identity is a *positive*, unless it was taken by the query's own camera: then it is
     *junk*, neither right nor wrong, and is left out. Everything else is a negative.
 
+    Attributes:
+        num_query: Q.
+        num_gallery: G.
+        gallery_people: A number >= 0 for whom each gallery image shows, [G]; not the identities' own.
+
     Args:
         query_ids: Identities, Q of them.
         gallery_ids: Identities, G of them.
@@ -39,6 +44,7 @@ class GroundTruth:
             )
         query, gallery = _codes(query_ids, gallery_ids, "ids")
         self.num_query, self.num_gallery = len(query), len(gallery)
+        self.gallery_people = gallery
         self._query = query
         self._by_identity = np.argsort(gallery, kind="stable")
         self._starts = np.searchsorted(gallery[self._by_identity], np.arange(max(query.max(initial=0), 0) + 2))

@@ -63,9 +63,16 @@ class PerQuery(StoredArrays):
 
 
 def quality_groups(quality: NDArray[np.float64]) -> dict[str, NDArray[np.intp]]:
-    """Rows of all queries and of each third by ``quality`` [V], worst first, as :data:`GROUPS` names them."""
+    """Rows of all queries and of each third by ``quality`` [V], worst first, as :data:`GROUPS` names them.
+
+    Where there are three qualities, such as the rates that images were shrunk by, each of them is a third.
+    """
     order = np.argsort(quality, kind="stable")
-    parts = [order, *np.array_split(order, len(GROUPS) - 1)]
+    values = np.unique(quality)
+    if len(values) == len(GROUPS) - 1:
+        parts = [order, *(order[quality[order] == value] for value in values)]
+    else:
+        parts = [order, *np.array_split(order, len(GROUPS) - 1)]
     return {name: rows for name, rows in zip(GROUPS, parts, strict=True) if len(rows)}
 
 

@@ -37,13 +37,14 @@ def add_dil_config(cfg: Any) -> None:
     node.PAIRS.MIX = "res"
     # MIX res alone only. Range of the factor by which both sides shrink, uniform. 1 <= first <= second.
     node.PAIRS.RATIO = [3.0, 5.0]
-    # The iterations beside the paired ones: unpaired (images of other people from DEGRADED_CAMERAS against those of the
-    # other cameras) | unsupervised (two images of different cameras; the discriminator ranks them itself).
-    node.PAIRS.OTHER = "unsupervised"
+    # The iterations beside the paired ones: unpaired (images of other people from the degraded domain against those of
+    # the other cameras) | unsupervised (two images of different cameras; the discriminator ranks them itself) | auto
+    # (unpaired where DEGRADED_CAMERAS or the data set names a degraded domain, else unsupervised; the authors').
+    node.PAIRS.OTHER = "auto"
     # Probability that an iteration is paired. 0 to 1 (1: paired only); -1: they alternate, the authors' default.
     node.PAIRS.PAIRED_PROB = -1.0
     # OTHER unpaired only. Cameras whose images are the degraded domain, by the data set's own numbers (from 0 for
-    # Market-1501's first). At least one, and not all.
+    # Market-1501's first). Not all; empty: those that the data set names (MLRMarket1501, MLRCUHK03, MLRVIPeR, CAVIAR).
     node.PAIRS.DEGRADED_CAMERAS = []
 
     _add_stage1(node)

@@ -1,4 +1,4 @@
-"""Where the face test sets lie, and the switches of their protocols."""
+"""Where the face test sets lie, and the switches of their protocols and of those of persons."""
 
 from __future__ import annotations
 
@@ -32,6 +32,15 @@ def add_protocol_config(cfg: Any) -> None:
     # them do. 50 leaves 80 of 130. >= 0; 0: no second result.
     cfg.TEST.SCFACE = type(cfg)()
     cfg.TEST.SCFACE.FINE_TUNING = 50
+
+    # What a query of a person set is compared with: auto (what papers on the set do: single for MLRCUHK03, MLRVIPeR and
+    # CAVIAR, all for others) | all (every gallery image) | single (one drawn image of every person).
+    cfg.TEST.GALLERY = "auto"
+    # Gallery single. DRAWS: 0 (the exact expectation) or >= 1 (the mean over so many draws per query; papers take 100).
+    # SEED of the draws, >= 0; the authors of DIL have 0.
+    cfg.TEST.SINGLE_SHOT = type(cfg)()
+    cfg.TEST.SINGLE_SHOT.DRAWS = 0
+    cfg.TEST.SINGLE_SHOT.SEED = 0
 
     # IJB 1:1. The third switch of the protocol, F, is the host's TEST.FLIP.ENABLED.
     cfg.TEST.IJB = node = type(cfg)()

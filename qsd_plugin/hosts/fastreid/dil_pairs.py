@@ -26,6 +26,7 @@ from qsd_plugin.hosts.fastreid.meta_arch.dil_config import (
     resolution_alone,
     schedule_of,
 )
+from qsd_plugin.hosts.fastreid.mlr_datasets import degraded_cameras
 from qsd_plugin.hosts.fastreid.samplers import SEEDED
 
 #: Arguments of the host's loader builder that are made here.
@@ -50,15 +51,17 @@ class PairDraws:
         self._seed, self._rank, self._batch = max(cfg.SEED, 0), rank(), images_per_rank(cfg)
         self.schedule = schedule_of(cfg)
         self.degrade = degradation_of(cfg)
-        self._by_domain = self.schedule.other == "unpaired" and bool(cfg.DIL.PAIRS.DEGRADED_CAMERAS)
-        names: list[Any] = [_camera_number(camera) if self._by_domain else str(camera) for camera in cameras]
-        degraded = set(cfg.DIL.PAIRS.DEGRADED_CAMERAS)
+        chosen = set(cfg.DIL.PAIRS.DEGRADED_CAMERAS)
+        degraded: set[Any] = chosen or set(degraded_cameras(cfg))
+        self._by_domain = self.schedule.other == "unpaired" and bool(degraded)
+        by_number = self._by_domain and bool(chosen)
+        names: list[Any] = [_camera_number(camera) if by_number else str(camera) for camera in cameras]
         domains = [name in degraded for name in names] if self._by_domain else names
         self._domains = np.array(domains)
         if self.schedule.paired_probability != 1 and len(set(domains)) < 2:
             raise ConfigError(
                 "DIL.PAIRS.DEGRADED_CAMERAS" if self._by_domain else "DIL.PAIRS.OTHER",
-                value=list(cfg.DIL.PAIRS.DEGRADED_CAMERAS) if self._by_domain else self.schedule.other,
+                value=sorted(degraded) if self._by_domain else self.schedule.other,
                 expected="images of both domains" if self._by_domain else "training images of at least two cameras",
                 remedy=f"The cameras are {sorted(set(names))[:12]}. For paired iterations alone set "
                 "DIL.PAIRS.PAIRED_PROB 1.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -81,35 +81,17 @@ def evaluate(evaluator: Any) -> OrderedDict[str, float]:
     Raises:
         DataError: No query has a match, or embeddings are NaN.
     """
-    from fastreid.utils import comm
-
-    predictions = evaluator._predictions
-    if comm.get_world_size() > 1:
-        comm.synchronize()
-        predictions = list(itertools.chain(*comm.gather(predictions, dst=0)))
-        if not comm.is_main_process():
-            return OrderedDict()
-    features, pids, camids = (torch.cat([part[key] for part in predictions]) for key in ("feats", "pids", "camids"))
+    found = gathered(evaluator)
+    if found is None:
+        return OrderedDict()
+    features, pids, camids = found
     num_query = evaluator._num_query
     query, gallery = features[:num_query], features[num_query:]
     truth = GroundTruth(pids[:num_query], pids[num_query:], camids[:num_query], camids[num_query:])
 
-    options = evaluator.cfg.TEST
-    if options.AQE.ENABLED:
-        logger.info("Test with AQE setting")
-        aqe = options.AQE
-        query, gallery = expand_queries(query, gallery, times=aqe.QE_TIME, neighbours=aqe.QE_K, alpha=aqe.ALPHA)
-    if options.RERANK.ENABLED:
-        logger.info("Test with rerank setting")
-        rerank = options.RERANK
-        blocks = rerank_blocks(
-            query, gallery, metric=options.METRIC, k1=rerank.K1, k2=rerank.K2, lambda_value=rerank.LAMBDA
-        )
-    else:
-        blocks = distance_blocks(query, gallery, options.METRIC)
     ranker = Ranker(truth)
-    roc = RocCounter(truth) if options.ROC.ENABLED else None
-    for start, distances in blocks:
+    roc = RocCounter(truth) if evaluator.cfg.TEST.ROC.ENABLED else None
+    for start, distances in compared(evaluator.cfg, query, gallery):
         ranker.add(start, distances)
         if roc is not None:
             roc.add(start, distances)
@@ -123,3 +105,37 @@ def evaluate(evaluator: Any) -> OrderedDict[str, float]:
         results.update((f"TPR@FPR={target:.0e}", rate) for target, rate in roc.result().items())
     evaluator._results = results
     return results.copy()
+
+
+def gathered(evaluator: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Embeddings [N, D], identities [N] and cameras [N] that an evaluator of the host has processed on all ranks.
+
+    ``None`` on ranks other than the first.
+    """
+    from fastreid.utils import comm
+
+    predictions = evaluator._predictions
+    if comm.get_world_size() > 1:
+        comm.synchronize()
+        predictions = list(itertools.chain(*comm.gather(predictions, dst=0)))
+        if not comm.is_main_process():
+            return None
+    features, pids, camids = (torch.cat([part[key] for part in predictions]) for key in ("feats", "pids", "camids"))
+    return features, pids, camids
+
+
+def compared(cfg: Any, query: torch.Tensor, gallery: torch.Tensor) -> Iterator[tuple[int, Array]]:
+    """Distances of embeddings [Q, D] and [G, D] as ``cfg.TEST`` wants them, as ``(first query, distances [B, G])``."""
+    options = cfg.TEST
+    if options.AQE.ENABLED:
+        logger.info("Test with AQE setting")
+        aqe = options.AQE
+        query, gallery = expand_queries(query, gallery, times=aqe.QE_TIME, neighbours=aqe.QE_K, alpha=aqe.ALPHA)
+    if options.RERANK.ENABLED:
+        logger.info("Test with rerank setting")
+        rerank = options.RERANK
+        yield from rerank_blocks(
+            query, gallery, metric=options.METRIC, k1=rerank.K1, k2=rerank.K2, lambda_value=rerank.LAMBDA
+        )
+    else:
+        yield from distance_blocks(query, gallery, options.METRIC)

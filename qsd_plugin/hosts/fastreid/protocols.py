@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from qsd_plugin.core.errors import DataError
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.evaluation.results import to_json
+from qsd_plugin.hosts.fastreid import mlr_protocol
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace, together
 from qsd_plugin.hosts.fastreid.face_protocol import FaceTest
 from qsd_plugin.hosts.fastreid.face_tests import TESTS, build_test, host_flips
@@ -127,7 +128,7 @@ def build(cfg: Any, name: str, output_dir: str | None = None) -> tuple[Any, Prot
 
 
 def install() -> Undo:
-    """Let every ``DefaultTrainer`` evaluate the names of :data:`TESTS`."""
+    """Let every ``DefaultTrainer`` evaluate the names of :data:`TESTS`, and sets of two resolutions."""
     import fastreid.engine.defaults
     from fastreid.engine.defaults import DefaultTrainer
 
@@ -144,6 +145,8 @@ def install() -> Undo:
     def build_evaluator(cls: Any, cfg: Any, dataset_name: str, output_dir: str | None = None) -> Any:
         if dataset_name in TESTS:
             return build(cfg, dataset_name, output_dir)
+        if mlr_protocol.applies(cfg, dataset_name):
+            return mlr_protocol.build(cls, cfg, dataset_name, output_dir)
         return host_build(cls, cfg, dataset_name, output_dir)
 
     return together(

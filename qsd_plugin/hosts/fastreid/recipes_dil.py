@@ -13,7 +13,7 @@ from qsd_plugin.core.distributed import on_main
 from qsd_plugin.core.errors import ConfigError, DataError
 from qsd_plugin.core.progress import progress
 from qsd_plugin.core.stages import Stage
-from qsd_plugin.hosts.fastreid import samplers, training_stages
+from qsd_plugin.hosts.fastreid import mlr_protocol, samplers, training_stages
 from qsd_plugin.hosts.fastreid.compat.images import read_image
 from qsd_plugin.hosts.fastreid.datasets import test_set
 from qsd_plugin.hosts.fastreid.dil_files import load_stage1, read_bank, save_bank
@@ -136,6 +136,7 @@ def _keys(cfg: Any, unused: tuple[str, ...]) -> dict[str, Any]:
 def _check(cfg: Any, *stages: Any) -> None:
     """Build every stage's network once, without files that are not there yet."""
     samplers.check_config(cfg)
+    mlr_protocol.check_config(cfg)
     for name in cfg.DATASETS.TESTS:
         test_set(cfg, name)
     teacher, *others = stages

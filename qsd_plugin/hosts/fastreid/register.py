@@ -17,6 +17,7 @@ from qsd_plugin.hosts.fastreid import (
     face_backbones,
     loaders,
     margins,
+    mlr_datasets,
     protocols,
     qgface_epochs,
     quality_margin_heads,
@@ -64,6 +65,7 @@ def register_all() -> None:
     sharded_checkpoints.install()
     quality_margin_heads.install()
     datasets.register_datasets()
+    mlr_datasets.register()
     loaders.install()
     safety.install()
     protocols.install()

@@ -16,6 +16,7 @@ from qsd_plugin.data.synthetic import load_truth
 from qsd_plugin.evaluation.retrieval import RetrievalResult, rank
 from qsd_plugin.hosts.fastreid import extract
 from qsd_plugin.hosts.fastreid.datasets import Item, dataset_folder, test_set
+from qsd_plugin.hosts.fastreid.mlr_protocol import rates_of
 from qsd_plugin.hosts.fastreid.report_frame import write_framed
 from qsd_plugin.report.per_query import PerQuery, identity_names, quality_groups, relative
 from qsd_plugin.report.pictures import RankList, draw_rank_lists
@@ -131,7 +132,7 @@ def as_table(results: dict[str, Any]) -> str:
 
 
 def load_test(cfg: Any, name: str) -> TestSet:
-    """A registered test set with the quality of its queries: true severity where it is known, else sharpness."""
+    """A registered test set with the quality of its queries: true severity or rate where known, else sharpness."""
     _, query, gallery = test_set(cfg, name)
     folder = dataset_folder(cfg, name)
     paths = [path for path, _, _ in query]
@@ -140,6 +141,9 @@ def load_test(cfg: Any, name: str) -> TestSet:
         severity = dict(zip(truth.paths, truth.severity, strict=True))
         quality = np.array([-severity[Path(path).relative_to(folder).as_posix()] for path in paths])
         return TestSet(query, gallery, quality, "true degradation severity")
+    rates = rates_of(paths, folder)
+    if rates.all():
+        return TestSet(query, gallery, -rates.astype(np.float64), "how little the query was shrunk (minus its rate)")
     return TestSet(query, gallery, sharpness(paths), "sharpness of the query image (no model involved)")
 
 

@@ -136,12 +136,17 @@ def test_mistakes_are_refused_before_anything_is_trained(folder: Path) -> None:
         ({"DIL.PAIRS.OTHER": "unpaired"}, "DIL.PAIRS.DEGRADED_CAMERAS is empty"),
         ({"DIL.PAIRS.OTHER": "unpaired", "DIL.PAIRS.DEGRADED_CAMERAS": [9]}, r"The cameras are \[0, 1, 2\]"),
         ({"DIL.STAGE2_OPTIONS.FEATURE": "both"}, "DIL.STAGE2_OPTIONS.FEATURE"),
+        ({"TEST.GALLERY": "some"}, "TEST.GALLERY: got 'some'; expected auto or all or single"),
+        ({"TEST.SINGLE_SHOT.DRAWS": -1}, "TEST.SINGLE_SHOT.DRAWS: got -1"),
     ):
         with pytest.raises(ConfigError, match=message):
             recipes.build_recipe(recipe_cfg(folder, **options), ARGUMENTS)
 
 
-@pytest.mark.parametrize(("name", "images", "iterations"), [("market", 12_936, 29_106), ("msmt17", 30_248, 30_248)])
+SHIPPED = [("market", 12_936, 29_106), ("mlr_market", 12_936, 29_106), ("msmt17", 30_248, 30_248)]
+
+
+@pytest.mark.parametrize(("name", "images", "iterations"), SHIPPED)
 def test_shipped_configs_have_the_authors_length_and_sizes(name: str, images: int, iterations: int) -> None:
     from fastreid.config import get_cfg
 

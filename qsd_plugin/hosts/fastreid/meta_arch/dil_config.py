@@ -10,6 +10,7 @@ from qsd_plugin.core.distributed import world_size
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.degradations.mixing import Mix, parse_mix
 from qsd_plugin.hosts.fastreid.compose import in_chain
+from qsd_plugin.hosts.fastreid.mlr_datasets import degraded_cameras
 from qsd_plugin.methods.dil import (
     IdentityEncoder,
     Networks,
@@ -27,6 +28,8 @@ from qsd_plugin.networks.resnet_stages import ResNetStages
 #: Names of the three architectures.
 STAGE1, STAGE2, TEACHER = "DIL", "DILReID", "DILTeacher"
 ARCHITECTURES = (STAGE1, STAGE2, TEACHER)
+#: ``DIL.PAIRS.OTHER``: by what is known of the data.
+AUTO = "auto"
 
 
 def is_dil(cfg: Any) -> bool:
@@ -50,8 +53,16 @@ def schedule_of(cfg: Any) -> PhaseSchedule:
     if not (share == -1 or 0 <= share <= 1):
         raise ConfigError("DIL.PAIRS.PAIRED_PROB", value=share, expected="a number in [0, 1], or -1 to alternate")
     return PhaseSchedule(
-        other=cfg.DIL.PAIRS.OTHER, paired_probability=None if share == -1 else share, seed=max(cfg.SEED, 0)
+        other=other_phase(cfg), paired_probability=None if share == -1 else share, seed=max(cfg.SEED, 0)
     )
+
+
+def other_phase(cfg: Any) -> str:
+    """The phase beside the paired one; ``auto`` is ``unpaired`` where a degraded domain is known."""
+    other = str(cfg.DIL.PAIRS.OTHER)
+    if other != AUTO:
+        return other
+    return "unpaired" if cfg.DIL.PAIRS.DEGRADED_CAMERAS or degraded_cameras(cfg) else "unsupervised"
 
 
 def stage1_options(cfg: Any) -> Stage1Options:
@@ -160,10 +171,12 @@ def _check_stage1(cfg: Any) -> None:
     if not 1 <= low <= high:
         raise ConfigError("DIL.PAIRS.RATIO", value=[low, high], expected="two ascending numbers >= 1")
     schedule = schedule_of(cfg)
-    if schedule.other == "unpaired" and schedule.paired_probability != 1 and not cfg.DIL.PAIRS.DEGRADED_CAMERAS:
+    domains = cfg.DIL.PAIRS.DEGRADED_CAMERAS or degraded_cameras(cfg)
+    if schedule.other == "unpaired" and schedule.paired_probability != 1 and not domains:
         raise ConfigError(
             "DIL.PAIRS.DEGRADED_CAMERAS is empty",
-            expected="the cameras of the degraded domain, for DIL.PAIRS.OTHER unpaired",
+            expected="the cameras of the degraded domain, or a data set that names them (MLRMarket1501, ...), for "
+            "DIL.PAIRS.OTHER unpaired",
             remedy="Where no camera is known to be worse, set DIL.PAIRS.OTHER unsupervised.",
         )
     if cfg.INPUT.CROP.ENABLED:

@@ -16,6 +16,7 @@ from qsd_plugin.hosts.fastreid import (
     dil_optimizer,
     face_backbones,
     loaders,
+    low_light,
     margins,
     protocols,
     qgface_epochs,
@@ -64,6 +65,7 @@ def register_all() -> None:
     sharded_checkpoints.install()
     quality_margin_heads.install()
     datasets.register_datasets()
+    low_light.install()
     loaders.install()
     safety.install()
     protocols.install()

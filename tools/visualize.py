@@ -177,7 +177,7 @@ def _add_dil(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command = _of_run(commands, swap, "contents against degradations, and what swapped codes do, measured")
     _add_images(command)
     _add_head(command)
-    command.add_argument("--pairs", type=int, default=200, metavar="N", help="to measure; 0: none (%(default)s)")
+    command.add_argument("--pairs", type=int, default=150, metavar="N", help="to measure; 0: none (%(default)s)")
     command.add_argument("--measure", nargs="+", default=[], metavar="MIX", help="default: the run's own, res and ill")
     command = _of_run(commands, replay, "images rendered with codes of the bank")
     _add_images(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.decomposition import PCA
 
-from qsd_plugin.core.errors import DataError
+from qsd_plugin.core.errors import ConfigError, DataError
 from qsd_plugin.core.panels import Picture, draw_panels
 from qsd_plugin.report.dil import enhancement
 from qsd_plugin.report.dil.code_plot import axis_correlation, draw_codes, principal_plane
@@ -132,6 +133,12 @@ def test_measures_without_a_reference() -> None:
     assert values[0, 0] == pytest.approx(1.0)
     assert values[2].tolist() == [0.0, 1.0]
     assert values[1, 1] + 0.1 < values[3, 1] < 1
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.measure", None)
+    with pytest.raises(ConfigError, match=r"not installed: got 'skimage.measure'; expected scikit-image\. pip install"):
+        enhancement.alone(flat([3]))
 
 
 def test_the_summary_compares_with_before_and_scaling_needs_no_network() -> None:

@@ -83,7 +83,7 @@ def swap(run: Stage1Run, options: Options, *, rows: int, pairs: int, mixes: Sequ
     table = swap_effect.as_table(found)
     result = {
         "checkpoint": str(run.checkpoint),
-        "pairs": pairs,
+        "pairs": min(effect.pairs for effects in found.values() for effect in effects.values()),
         "head": options.head,
         "seed": options.seed,
         "effects": {chosen: swap_effect.as_json(effects) for chosen, effects in found.items()},
@@ -280,6 +280,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON; dataclasses become objects."""
 
     def plain(value: Any) -> Any:
-        return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else float(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        return float(value)
 
     write_atomically(path, json.dumps(content, indent=1, default=plain).encode())

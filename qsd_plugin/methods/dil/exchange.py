@@ -20,15 +20,15 @@ _BATCH = 64
 @torch.no_grad()
 def render(generator: Generator, contents: Tensor, codes: Tensor, *, batch: int = _BATCH) -> Tensor:
     """Contents [N, C, h, w], each with its code [N, K], to images [N, 3, 4 h, 4 w], some at a time."""
-    parts = zip(contents.split(batch), codes.split(batch), strict=True)
-    return torch.cat([generator(content, code) for content, code in parts])
+    starts = range(0, len(contents), batch)
+    return torch.cat([generator(contents[at : at + batch], codes[at : at + batch]) for at in starts])
 
 
 def render_all(generator: Generator, contents: Tensor, codes: Tensor) -> Tensor:
     """Every content [N, C, h, w] with every code [M, K]: images [N, M, 3, 4 h, 4 w]."""
     count, number = len(contents), len(codes)
     images = render(generator, contents.repeat_interleave(number, dim=0), codes.repeat(count, 1))
-    return images.unflatten(0, (count, number))
+    return images.reshape(count, number, *images.shape[1:])
 
 
 class DegradationAxis(NamedTuple):
@@ -42,7 +42,8 @@ class DegradationAxis(NamedTuple):
     @property
     def length(self) -> Tensor:
         """Distance of the centres, 0-d."""
-        return (self.degraded - self.clean).norm()
+        gap: Tensor = self.degraded - self.clean
+        return gap.square().sum().sqrt()
 
     @property
     def direction(self) -> Tensor:

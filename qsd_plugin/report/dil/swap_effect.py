@@ -42,6 +42,7 @@ class Effect:
         control_cleaning: As ``cleaning``, with permuted codes.
         share_degrading: Share of the pairs in which ``degrading`` has the sign of ``input``'s mean, 0 to 1.
         share_cleaning: Share of the pairs in which ``cleaning`` has the other one.
+        pairs: N.
     """
 
     input: Interval
@@ -51,6 +52,7 @@ class Effect:
     control_cleaning: Interval
     share_degrading: float
     share_cleaning: float
+    pairs: int
 
     @property
     def verdict(self) -> str:
@@ -128,9 +130,10 @@ def swap_effect(
         values = changes[:, :, place]
         sign = np.sign(values[:, 0].mean())
         effects[name] = Effect(
-            *bootstrap.intervals([values]),
+            **dict(zip(_COLUMNS, bootstrap.intervals([values]), strict=True)),
             share_degrading=float(np.mean(np.sign(values[:, 1]) == sign)),
             share_cleaning=float(np.mean(np.sign(values[:, 2]) == -sign)),
+            pairs=count,
         )
     return effects
 

@@ -49,6 +49,7 @@ setup(
     ],
     extras_require={
         "pretrained": ["gdown"],
+        "enhance": ["scikit-image"],  # tools/visualize.py enhance: PSNR, SSIM, blur
         # Optional: training and evaluation never load them, and new Pythons wait months for onnxruntime's wheels.
         "export": [
             "onnx",  # tools/export_model.py --onnx: the file format, its checker and metadata

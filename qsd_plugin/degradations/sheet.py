@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image as PILImage
-from PIL import ImageDraw, ImageFont
-
 from qsd_plugin.core.errors import ConfigError
+from qsd_plugin.core.panels import draw_panels
 from qsd_plugin.core.streams import numpy_stream
 from qsd_plugin.degradations.operations import Image, apply, check_image, names
 from qsd_plugin.degradations.resampling import resize
@@ -17,8 +14,6 @@ from qsd_plugin.degradations.resampling import resize
 SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: Larger images are shrunk first, in pixels of the longer side.
 LONGEST = 160
-_GAP = 6
-_PAPER, _INK = (255, 255, 255), (40, 40, 40)
 
 
 @dataclass(frozen=True)
@@ -75,23 +70,13 @@ def contact_sheet(
         height, width = (max(1, round(side * shrinkage)) for side in image.shape[:2])
         image = resize(image, height, width, "pillow_lanczos")
     height, width = image.shape[:2]
-    font = ImageFont.load_default()
-    headings = [f"{severity:g}" for severity in severities]
-    margin = 2 * _GAP + max(round(font.getlength(name)) for name in rows)
-    head = 2 * _GAP + 12
-    step = max(width, *(round(font.getlength(heading)) for heading in headings)) + _GAP
-    paper = PILImage.new("RGB", (margin + len(severities) * step, head + len(rows) * (height + _GAP)), _PAPER)
-    pen = ImageDraw.Draw(paper)
-    panels = {}
-    for column, heading in enumerate(headings):
-        pen.text((margin + column * step + width / 2, head / 2), heading, _INK, font, anchor="mm")
+    pictures = {}
     for row, name in enumerate(rows):
-        top = head + row * (height + _GAP)
-        pen.text((margin - _GAP, top + height / 2), name, _INK, font, anchor="rm")
         for column, severity in enumerate(severities):
             degraded, _ = apply(name, image, numpy_stream(seed, name), severity)
             if degraded.shape != image.shape:
                 degraded = resize(degraded, height, width, "pillow_bicubic")
-            panels[name, severity] = (top, margin + column * step)
-            paper.paste(PILImage.fromarray(degraded), (margin + column * step, top))
-    return Sheet(np.array(paper, dtype=np.uint8), panels, (height, width))
+            pictures[row, column] = degraded
+    drawn = draw_panels(pictures, rows=rows, columns=[f"{severity:g}" for severity in severities])
+    panels = {(rows[row], severities[column]): place for (row, column), place in drawn.places.items()}
+    return Sheet(drawn.picture, panels, drawn.size)

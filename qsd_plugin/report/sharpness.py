@@ -24,6 +24,11 @@ def sharpness(paths: Sequence[str], *, size: tuple[int, int] = (64, 128)) -> NDA
     for place, path in enumerate(paths):
         with Image.open(path) as image:
             grey = np.asarray(image.convert("L").resize(size, Image.Resampling.BILINEAR), dtype=np.float64)
-        vertical, horizontal = np.gradient(grey)
-        values[place] = float(np.mean(vertical**2 + horizontal**2)) / max(float(np.mean(grey)) ** 2, 1.0)
+        values[place] = relative_gradient(grey)
     return values
+
+
+def relative_gradient(grey: NDArray[np.float64]) -> float:
+    """Mean squared gradient of a grey image [H, W], 0 to 255, over its squared mean; higher is sharper."""
+    vertical, horizontal = np.gradient(grey)
+    return float(np.mean(vertical**2 + horizontal**2)) / max(float(np.mean(grey)) ** 2, 1.0)

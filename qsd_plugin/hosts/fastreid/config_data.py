@@ -16,7 +16,8 @@ def add_data_config(cfg: Any) -> None:
     # Folder that holds the data sets' folders. Path; empty: environment variable FASTREID_DATASETS, else "datasets".
     node.ROOT = ""
     # Folder read by the data set ReIDFolder: train/<id>/*.jpg with query/ and gallery/, Market-1501's layout and names,
-    # or <id>/*.jpg alone. FaceFolder reads it too: <id>/*.jpg, all of them for training. Path.
+    # or <id>/*.jpg alone. FaceFolder reads it too: <id>/*.jpg, all of them for training; and LowLightFolder: dark and
+    # normal images in LOL's or EnlightenGAN's layout (data/low_light.py). Path.
     node.FOLDER = ""
     # CSV file read by the data set ReIDList: a header path,pid,camid[,split], paths relative to its folder. FaceList
     # reads path,identity, all of them for training, as tools/build_data.py face-split writes it (train.csv). Path.

@@ -46,6 +46,9 @@ def add_dil_config(cfg: Any) -> None:
     # OTHER unpaired only. Cameras whose images are the degraded domain, by the data set's own numbers (from 0 for
     # Market-1501's first). Not all; empty: those that the data set names (MLRMarket1501, MLRCUHK03, MLRVIPeR, CAVIAR).
     node.PAIRS.DEGRADED_CAMERAS = []
+    # OTHER unpaired only. True: the worse image of a paired iteration is the data set's own of the same identity, from
+    # DEGRADED_CAMERAS, as in paired low-light folders. False: a degradation by MIX.
+    node.PAIRS.STORED = False
 
     _add_stage1(node)
     _add_stage2(node)
@@ -109,6 +112,9 @@ def _add_stage1(node: Any) -> None:
     options.R1_EVERY = 1
     # Scales of the discriminator that tells how clean an image looks. >= 1; 0: 1 for MIX res, else 3 (the authors').
     options.DEGRADATION_SCALES = 0
+    # Every so many iterations the pair and its renderings are drawn, with those of the next one: PNG files in
+    # OUTPUT_DIR/sheets, and TensorBoard. >= 0; 0: never; 5000 is the authors'.
+    options.SHEET_EVERY = 5000
     # Decay of the two moments of both Adams: encoders with generator, and discriminators. [0, 1) each.
     options.BETAS = [0.0, 0.999]
     # Learning rate of the discriminators as a factor on that of SOLVER, whose warm-up and steps they follow. > 0.

@@ -40,13 +40,35 @@ def load_stage1(networks: Networks, path: Path, *, parts: Sequence[str] = PARTS)
     Raises:
         CheckpointError: It is missing, or of another architecture, stage or size.
     """
+    load_parts(networks, read_stage1(path), f"DIL.STAGE1 {path}", parts=parts)
+
+
+def read_stage1(path: Path) -> dict[str, Tensor]:
+    """Tensors of a trained stage 1, named as the state of ``MODEL.META_ARCHITECTURE DIL`` names them.
+
+    Raises:
+        CheckpointError: The file is missing, or of another architecture or stage.
+    """
     if path.is_dir():
-        weights = {STAGE1_PREFIX + name: tensor for name, tensor in read_dil_weights(path, STAGE1)[0].items()}
-    else:
-        weights = _tensors(path)
-        _require(path, weights, "DIL.STAGE1", "a trained stage 1 (MODEL.META_ARCHITECTURE DIL)", STAGE1_PREFIX)
+        return {STAGE1_PREFIX + name: tensor for name, tensor in read_dil_weights(path, STAGE1)[0].items()}
+    weights = _tensors(path)
+    _require(path, weights, "DIL.STAGE1", "a trained stage 1 (MODEL.META_ARCHITECTURE DIL)", STAGE1_PREFIX)
+    return weights
+
+
+def load_parts(networks: Networks, weights: Mapping[str, Tensor], source: str, *, parts: Sequence[str] = PARTS) -> None:
+    """Give parts of ``networks`` what :func:`read_stage1` found in ``source``, which messages name.
+
+    Raises:
+        CheckpointError: It is of another size.
+    """
     for name in parts:
-        _load(getattr(networks, name), weights, f"{STAGE1_PREFIX}{name}.", f"DIL.STAGE1 {path}")
+        _load(getattr(networks, name), weights, f"{STAGE1_PREFIX}{name}.", source)
+
+
+def classes_of(weights: Mapping[str, Tensor]) -> int:
+    """Identities that a stage 1 was trained with."""
+    return len(weights[f"{STAGE1_PREFIX}content_encoder.{_CLASS_LAYER}weight"])
 
 
 def read_teacher(path: Path) -> dict[str, Tensor]:

@@ -41,12 +41,14 @@ class PairDraws:
     Args:
         cameras: Of all training images, in their order.
         cfg: The host's config.
+        identities: Of all training images; needed for ``DIL.PAIRS.STORED``.
 
     Raises:
         ConfigError: There is no camera to pair with.
+        DataError: With ``DIL.PAIRS.STORED``, an identity has no clean or no degraded image.
     """
 
-    def __init__(self, cameras: Sequence[Any], cfg: Any) -> None:
+    def __init__(self, cameras: Sequence[Any], cfg: Any, identities: Sequence[Any] = ()) -> None:
         check_config(cfg)
         self._seed, self._rank, self._batch = max(cfg.SEED, 0), rank(), images_per_rank(cfg)
         self.schedule = schedule_of(cfg)
@@ -55,7 +57,7 @@ class PairDraws:
         degraded: set[Any] = chosen or set(degraded_cameras(cfg))
         self._by_domain = self.schedule.other == "unpaired" and bool(degraded)
         by_number = self._by_domain and bool(chosen)
-        names: list[Any] = [_camera_number(camera) if by_number else str(camera) for camera in cameras]
+        names: list[Any] = [camera_number(camera) if by_number else str(camera) for camera in cameras]
         domains = [name in degraded for name in names] if self._by_domain else names
         self._domains = np.array(domains)
         if self.schedule.paired_probability != 1 and len(set(domains)) < 2:
@@ -67,6 +69,8 @@ class PairDraws:
                 "DIL.PAIRS.PAIRED_PROB 1.",
             )
 
+        self._stored = _by_identity(identities, domains) if cfg.DIL.PAIRS.STORED else None
+
     def iteration(self, draw: int) -> int:
         """The iteration, from 1, that a draw is for."""
         return draw // self._batch + 1
@@ -75,6 +79,10 @@ class PairDraws:
         """Indices of the better and of the worse image; equal where the worse one is to be degraded."""
         stream = numpy_stream(self._seed, "dil partner", self._rank, draw)
         if self.schedule.phase(self.iteration(draw)) == "paired":
+            if self._stored is not None:
+                sides = self._stored[index]
+                partner = int(stream.choice(sides[not self._domains[index]]))
+                return (partner, index) if self._domains[index] else (index, partner)
             if self._by_domain and self._domains[index]:
                 index = self._other(index, stream)  # degradations are for images that are clean
             return index, index
@@ -172,7 +180,23 @@ def pair_sample(
     return sample, better_shown
 
 
-def _camera_number(camera: Any) -> int:
+def _by_identity(identities: Sequence[Any], domains: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
+    """For every image its identity's clean and degraded images."""
+    sides: dict[Any, tuple[list[int], list[int]]] = {}
+    for place, (identity, degraded) in enumerate(zip(identities, domains, strict=True)):
+        sides.setdefault(identity, ([], []))[bool(degraded)].append(place)
+    alone = [str(identity) for identity, (clean, degraded) in sides.items() if not clean or not degraded]
+    if alone:
+        raise DataError(
+            "DIL.PAIRS.STORED: identities without a clean or without a degraded image",
+            value=f"{len(alone)} of {len(sides)}: {', '.join(alone[:5])}",
+            expected="both, by DIL.PAIRS.DEGRADED_CAMERAS",
+            remedy="For images that are no pairs set DIL.PAIRS.STORED False.",
+        )
+    return [sides[identity] for identity in identities]
+
+
+def camera_number(camera: Any) -> int:
     """The camera of a host item: a number, or text that ends in one behind an underscore."""
     try:
         return int(str(camera).rsplit("_", 1)[-1])

@@ -326,7 +326,7 @@ def _pair_loader(host_build: Callable[..., Any], cfg: Any, options: dict[str, An
     refuse_own(cfg, options)
     items, sets = _training_items(cfg, {key: value for key, value in options.items() if key not in OWN})
     transforms = pair_transforms(cfg)
-    pairs = PairDraws([camera for _, _, camera in items], cfg)
+    pairs = PairDraws([camera for _, _, camera in items], cfg, [identity for _, identity, _ in items])
     train_set = TrainSet(items, transforms, seed=max(cfg.SEED, 0), pairs=pairs)
     loader = host_build(cfg, train_set=train_set, sampler=build_sampler(cfg, items, sets), transforms=transforms)
     loader.batch_sampler.sampler = CountingSampler(loader.batch_sampler.sampler)

@@ -49,7 +49,8 @@ def dil_stages(cfg: Any, arguments: Any) -> list[Stage]:
     teacher, stage1, stage2 = (make(cfg, root) for make in (teacher_config, stage1_config, _stage2_config))
     _check(cfg, teacher, stage1, stage2)
     if not cfg.DIL.STAGE1:
-        PairDraws([camera for part in items.values() for _, _, camera in part], stage1)
+        every = [item for part in items.values() for item in part]
+        PairDraws([camera for _, _, camera in every], stage1, [identity for _, identity, _ in every])
     stages = []
     if _trains_teacher(cfg):
         keys = _keys(teacher, ("DIL.REPLAY.", "DIL.STAGE1_OPTIONS.", "DIL.PAIRS.", "DIL.STAGE2_OPTIONS."))

@@ -16,6 +16,7 @@ from qsd_plugin.hosts.fastreid import (
     dil_optimizer,
     face_backbones,
     loaders,
+    low_light,
     margins,
     mlr_datasets,
     protocols,
@@ -66,6 +67,7 @@ def register_all() -> None:
     quality_margin_heads.install()
     datasets.register_datasets()
     mlr_datasets.register()
+    low_light.install()
     loaders.install()
     safety.install()
     protocols.install()

@@ -134,17 +134,27 @@ def as_table(results: dict[str, Any]) -> str:
 def load_test(cfg: Any, name: str) -> TestSet:
     """A registered test set with the quality of its queries: true severity or rate where known, else sharpness."""
     _, query, gallery = test_set(cfg, name)
+    return TestSet(query, gallery, *image_quality(cfg, name, [path for path, _, _ in query]))
+
+
+def image_quality(cfg: Any, name: str, paths: Sequence[str]) -> tuple[NDArray[np.float64], str]:
+    """How good images of a registered data set are, higher is better, and what that is measured by.
+
+    Args:
+        cfg: The host's config.
+        name: Registered name.
+        paths: Images of the set.
+    """
     folder = dataset_folder(cfg, name)
-    paths = [path for path, _, _ in query]
     if name == "SyntheticPedestrians":
         truth = load_truth(folder)
         severity = dict(zip(truth.paths, truth.severity, strict=True))
         quality = np.array([-severity[Path(path).relative_to(folder).as_posix()] for path in paths])
-        return TestSet(query, gallery, quality, "true degradation severity")
+        return quality, "true degradation severity"
     rates = rates_of(paths, folder)
     if rates.all():
-        return TestSet(query, gallery, -rates.astype(np.float64), "how little the query was shrunk (minus its rate)")
-    return TestSet(query, gallery, sharpness(paths), "sharpness of the query image (no model involved)")
+        return -rates.astype(np.float64), "how little the query was shrunk (minus its rate)"
+    return sharpness(paths), "sharpness of the query image (no model involved)"
 
 
 def rank_test(test: TestSet, query: torch.Tensor, gallery: torch.Tensor, metric: str) -> RetrievalResult:

@@ -34,6 +34,7 @@ _INDIFFERENT = (
     "DATA.IJBC",
     "DATALOADER.NUM_WORKERS",
     "SOLVER.CHECKPOINT_PERIOD",
+    "DIL.STAGE1_OPTIONS.SHEET_EVERY",
     "RECIPE.",
 )
 #: Nodes that a training without quality labels does not depend on.

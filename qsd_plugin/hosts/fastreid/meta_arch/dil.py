@@ -12,6 +12,7 @@ from qsd_plugin.core.errors import DataError
 from qsd_plugin.hosts.fastreid.dil_files import start_trunk
 from qsd_plugin.hosts.fastreid.meta_arch.dil_base import Batch, DILArchitecture, Losses, images_of
 from qsd_plugin.hosts.fastreid.meta_arch.dil_config import build_networks, schedule_of, stage1_options
+from qsd_plugin.hosts.fastreid.meta_arch.dil_sheets import TrainingSheets
 from qsd_plugin.hosts.fastreid.statistics import Statistics
 from qsd_plugin.methods.dil import Pair, Stage1
 
@@ -57,6 +58,7 @@ class DIL(DILArchitecture):
         )
         self._optimizer: torch.optim.Optimizer | None = None
         self._stats = Statistics("dil")
+        self._sheets = TrainingSheets(cfg)
 
     def forward(self, batched_inputs: Batch) -> Any:
         """Terms of a step in training, the robust feature otherwise.
@@ -69,6 +71,8 @@ class DIL(DILArchitecture):
         pair = self._pair(batched_inputs, iteration)
         if self._optimizer is not None:
             self.stage.adam.lr = float(self._optimizer.param_groups[0]["lr"]) * self._lr_factor
+        if torch.is_grad_enabled() and self._sheets.due(iteration):
+            self._sheets.draw(self.stage, pair, iteration)
         with self.repeatable("dil stage 1", iteration):
             result = self.stage(pair)
         losses: Losses = {f"loss_dil_{name}": term for name, term in result.terms.items()}

@@ -179,6 +179,14 @@ def _check_stage1(cfg: Any) -> None:
             "DIL.PAIRS.OTHER unpaired",
             remedy="Where no camera is known to be worse, set DIL.PAIRS.OTHER unsupervised.",
         )
+    if cfg.DIL.PAIRS.STORED and schedule.other != "unpaired":
+        raise ConfigError(
+            "DIL.PAIRS.OTHER", value=schedule.other, expected="unpaired with DIL.PAIRS.STORED, which needs two domains"
+        )
+    if cfg.DIL.STAGE1_OPTIONS.SHEET_EVERY < 0:
+        raise ConfigError(
+            "DIL.STAGE1_OPTIONS.SHEET_EVERY", value=cfg.DIL.STAGE1_OPTIONS.SHEET_EVERY, expected="an integer >= 0"
+        )
     if cfg.INPUT.CROP.ENABLED:
         raise ConfigError("INPUT.CROP.ENABLED", value=True, expected="False: DIL pairs are resized to INPUT.SIZE_TRAIN")
     if cfg.SOLVER.OPT != "Adam":

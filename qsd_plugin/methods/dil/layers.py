@@ -46,9 +46,7 @@ def adaptive_instance_norm(x: Tensor, scale: Tensor, shift: Tensor, *, slope: fl
         [B, C, H, W], in the precision of the statistics.
     """
     with no_autocast(x):
-        return normalise(
-            in_float32(x), in_float32(scale), in_float32(shift), over="positions", eps=_EPS, slope=slope
-        )
+        return normalise(in_float32(x), in_float32(scale), in_float32(shift), over="positions", eps=_EPS, slope=slope)
 
 
 class LayerNorm(nn.Module):
@@ -125,13 +123,13 @@ class ConvLayer(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Norm and activation of what the convolution returned, which is overwritten."""
-        slope = SLOPE if self.activation == "lrelu" else 1.0
+        slope, remaining = (SLOPE, "none") if self.activation == "lrelu" else (1.0, self.activation)
         if isinstance(self.norm, LayerNorm):
-            return activate_in_place(self.norm(x, slope), "relu" if self.activation == "relu" else "none")
+            return activate_in_place(self.norm(x, slope), remaining)
         if isinstance(self.norm, nn.InstanceNorm2d):
             with no_autocast(x):
                 x = normalise(in_float32(x), None, None, over="positions", eps=self.norm.eps, slope=slope)
-            return activate_in_place(x, "relu" if self.activation == "relu" else "none")
+            return activate_in_place(x, remaining)
         if self.norm is not None:
             x = self.norm(x)
         return activate_in_place(x, self.activation)
@@ -231,12 +229,11 @@ class LiteBlock(nn.Module):
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """What ``conv`` returns; with reflection padding the map in front of the padding is not kept."""
-    if conv.padding_mode != "reflect" or not max(map(int, conv.padding)):
-        return conv(x) if conv.padding_mode != "reflect" else _unpadded(conv, x)
-    return _unpadded(conv, reflect_pad(x, int(conv.padding[0])))
-
-
-def _unpadded(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    if conv.padding_mode != "reflect":
+        out: Tensor = conv(x)
+        return out
+    if width := int(conv.padding[0]):
+        x = reflect_pad(x, width)
     return F.conv2d(x, conv.weight, conv.bias, stride=conv.stride, dilation=conv.dilation, groups=conv.groups)
 
 

@@ -7,6 +7,7 @@ degradation, and so on. Source: Huang et al., CVPR 2020 and IJCV 2022; terms, we
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -196,12 +197,12 @@ class Stage1(nn.Module):
     def generator_terms(self, pair: Pair, rendered: Rendered) -> dict[str, Tensor]:
         """Weighted losses of encoders and generator against the discriminators as they are now."""
         weights = self.options.weights
+        real = partial(self._looks, self.real_discriminator, target=1)
         terms = {
             "self": weights.reconstruction * rendered.reconstruction,
             "cross": weights.reconstruction * self._cross(pair, rendered),
             "degradation": weights.degradation * self._degradation(pair, rendered),
-            "realness": weights.realness
-            * (self._looks(self.real_discriminator, rendered.ab, 1) + self._looks(self.real_discriminator, rendered.ba, 1)),
+            "realness": weights.realness * (real(rendered.ab) + real(rendered.ba)),
         }
         if pair.paired:
             terms["content"] = weights.content * self._pixel(rendered.content_a, rendered.content_b)

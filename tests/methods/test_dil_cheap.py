@@ -39,12 +39,11 @@ def test_norms(over: str, affine: tuple[int, ...] | None, slope: float) -> None:
     parts = [None, None] if affine is None else [draw(*affine, seed=1), draw(*affine, seed=2)]
     inputs = [x, *(part for part in parts if part is not None)]
     weights = draw(3, 4, 5, 3, seed=3).detach()
-    results = []
-    for found in (
+    both = (
         normalise(channels_last(x), *parts, over=over, eps=1e-3, slope=slope),
         chain(x, *parts, over=over, slope=slope),
-    ):
-        results.append((found, *torch.autograd.grad((found * weights).sum(), inputs)))
+    )
+    results = [(found, *torch.autograd.grad((found * weights).sum(), inputs)) for found in both]
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
 
@@ -60,9 +59,8 @@ def test_padding_can_be_differentiated_twice() -> None:
 def test_convolution_of_an_enlarged_map(factor: int) -> None:
     x, weight, bias = draw(2, 3, 4, 3), draw(5, 3, 3, 3, seed=1), draw(5, seed=2)
     enlarged = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True)
-    results = []
-    for found in (enlarged_conv(x, weight, bias, factor), F.conv2d(enlarged, weight, bias, padding=1)):
-        results.append((found, *torch.autograd.grad(found.square().sum(), (x, weight, bias))))
+    both = enlarged_conv(x, weight, bias, factor), F.conv2d(enlarged, weight, bias, padding=1)
+    results = [(found, *torch.autograd.grad(found.square().sum(), (x, weight, bias))) for found in both]
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
 
@@ -117,7 +115,7 @@ class TestAtOnce:
         assert not value.requires_grad
 
     def test_under_float16_the_loss_scale_comes_first(self) -> None:
-        network, x, _ = self.parts()
+        x = draw(3, 4)
         with torch.autocast("cpu", dtype=torch.float16):
             value = at_once(lambda source: (source.square().sum(),), (x,), ())[0]
         assert "Known" not in type(value.grad_fn).__name__

@@ -37,13 +37,14 @@ def main() -> None:
         "qgface": qgface_step,
         "qud": qud,
         "faces": faces,
+        "dil": dil,
         "insightface": insightface,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)} (default: all)")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
     parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs per item with a limit")
-    parser.add_argument("--slow-pairs", type=int, default=6, help="pairs of slow items without a limit")
+    parser.add_argument("--slow-pairs", type=int, default=6, help="pairs of slow items: without a limit, and dil")
     parser.add_argument(
         "--items",
         default="",
@@ -110,6 +111,14 @@ def qud(options: argparse.Namespace) -> dict[str, Any]:
     return suite.run(pairs=options.pairs)
 
 
+def dil(options: argparse.Namespace) -> dict[str, Any]:
+    """Steps of DIL's two stages beside the same steps module by module: CPU seconds and peak memory."""
+    _set_threads(options.threads)
+    from qsd_plugin.report.benchmarks import dil as suite
+
+    return suite.run(pairs=options.slow_pairs)
+
+
 def faces(options: argparse.Namespace) -> dict[str, Any]:
     """Face records and their index, and ten-fold verification at LFW's size."""
     _set_threads(options.threads)
@@ -158,6 +167,8 @@ def table(suites: dict[str, Any]) -> str:
             if "above_us" in item:
                 ratio += f", {item['above_us']:+.2f} [{item['above_low_us']:.2f}, {item['above_high_us']:.2f}] µs"
             memory = "" if item.get("extra_memory_mib") is None else f"{item['extra_memory_mib']:.0f}"
+            if "memory_ratio" in item:
+                memory += f" ({item['memory_ratio']:.2f} of {item['plain_memory_mib']:.0f})"
             verdict = {True: "met", False: "NOT MET", None: ""}[met(item)]
             seconds = [f"{item[key]:.3g}" if key in item else "" for key in ("a_seconds", "b_seconds")]
             rows.append([name, *seconds, ratio, _limits(item), verdict, memory, item.get("pairs", "")])
@@ -174,6 +185,7 @@ def met(item: dict[str, Any]) -> bool | None:
         "above_limit_us": item.get("above_high_us"),
         "seconds_limit": item.get("a_high_seconds", item.get("a_seconds")),
         "memory_limit_mib": item.get("extra_memory_mib"),
+        "memory_ratio_limit": item.get("memory_high"),
     }
     kept = [None if bound is None else bool(bound <= item[name]) for name, bound in bounds.items() if name in item]
     if False in kept:
@@ -183,7 +195,13 @@ def met(item: dict[str, Any]) -> bool | None:
 
 def _limits(item: dict[str, Any]) -> str:
     """All limits of an item, for the table."""
-    forms = {"limit": "{}", "above_limit_us": "+{} µs", "seconds_limit": "{}", "memory_limit_mib": "{:.0f} MiB"}
+    forms = {
+        "limit": "{}",
+        "above_limit_us": "+{} µs",
+        "seconds_limit": "{}",
+        "memory_limit_mib": "{:.0f} MiB",
+        "memory_ratio_limit": "{} of memory",
+    }
     return ", ".join(form.format(item[name]) for name, form in forms.items() if name in item)
 
 

@@ -1,7 +1,7 @@
 """The stages behind ``tools/train_net.py``.
 
 ``qsd``: baseline -> [folds] -> labels -> [control] -> qsd -> report -> deploy. ``qud``: [teacher] ->
-[cache] -> student -> deploy. ``qgface``: qgface -> deploy. ``dil``: [teacher] -> stage1 -> bank -> stage2.
+[cache] -> student -> deploy. ``qgface``: qgface -> deploy. ``dil``: [teacher] -> stage1 -> bank -> stage2 -> report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The recipe ``dil``: [teacher] -> stage1 -> bank -> stage2. No deploy folder: the host has no such network."""
+"""The recipe ``dil``: [teacher] -> stage1 -> bank -> stage2 -> report. No deploy folder: the host has no such net."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qsd_plugin.core.distributed import on_main
 from qsd_plugin.core.errors import ConfigError, DataError
 from qsd_plugin.core.progress import progress
 from qsd_plugin.core.stages import Stage
-from qsd_plugin.hosts.fastreid import mlr_protocol, samplers, training_stages
+from qsd_plugin.hosts.fastreid import dil_report, mlr_protocol, samplers, training_stages
 from qsd_plugin.hosts.fastreid.compat.images import read_image
 from qsd_plugin.hosts.fastreid.datasets import test_set
 from qsd_plugin.hosts.fastreid.dil_files import load_stage1, read_bank, save_bank
@@ -21,6 +21,7 @@ from qsd_plugin.hosts.fastreid.dil_pairs import PairDraws
 from qsd_plugin.hosts.fastreid.meta_arch import dil_config
 from qsd_plugin.hosts.fastreid.meta_arch.dil_config import STAGE1, STAGE2, TEACHER
 from qsd_plugin.methods.dil import flip_averaged_codes
+from qsd_plugin.methods.dil.stage2 import BRANCHES
 
 logger = logging.getLogger("fastreid.qsd_plugin.dil")
 
@@ -65,6 +66,7 @@ def dil_stages(cfg: Any, arguments: Any) -> list[Stage]:
     inputs = _files(stage2, "TEACHER", "STAGE1", "BANK")
     keys = _keys(stage2, ("DIL.STAGE1_OPTIONS.", "DIL.PAIRS."))
     stages.append(training_stages.training_stage("stage2", stage2, arguments, data, keys=keys, inputs=inputs))
+    stages.append(_report_stage(cfg, teacher, stage2))
     return stages + training_stages.deploy_stages(stage2, root / "stage2")
 
 
@@ -151,6 +153,26 @@ def _bank_stage(stage2: Any, paths: list[str], data: str) -> Stage:
 
     keys = {key: training_stages.flatten(stage2)[key] for key in ("INPUT.SIZE_TEST", "DIL.WIDTH")}
     return Stage("bank", run, keys=keys, inputs=_files(stage2, "STAGE1"), data=data, outputs=[CODES])
+
+
+def _report_stage(cfg: Any, teacher: Any, stage2: Any) -> Stage:
+    """The teacher, where the recipe trains one, and each feature of stage 2 on the test sets."""
+    root = Path(cfg.OUTPUT_DIR)
+    arms = {"teacher": (teacher, root / "teacher" / "model_final.pth")} if _trains_teacher(cfg) else {}
+    for feature in BRANCHES:
+        own = training_stages.derive(stage2, Path(stage2.OUTPUT_DIR), DIL__STAGE2_OPTIONS__FEATURE=feature)
+        arms[f"stage 2, {feature}"] = (own, root / "stage2" / "model_final.pth")
+    return Stage(
+        "report",
+        lambda folder, resume: dil_report.write_report(stage2, arms, folder),
+        keys={
+            "TEST.METRIC": stage2.TEST.METRIC,
+            "TEST.FLIP.ENABLED": stage2.TEST.FLIP.ENABLED,
+            "DATASETS.TESTS": list(stage2.DATASETS.TESTS),
+        },
+        inputs=[*dict.fromkeys(checkpoint for _, checkpoint in arms.values()), *_files(stage2, "STAGE1")],
+        outputs=["results.json", "results.md"],
+    )
 
 
 def make_bank(cfg: Any, paths: list[str], file: Path) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ConfigError
+from qsd_plugin.methods.dil.cheap import channels_last
 from qsd_plugin.methods.dil.layers import ConvLayer
 
 _RESIDUAL_BLOCKS = 4
@@ -65,6 +66,7 @@ class MultiScaleDiscriminator(nn.Module):
                 expected=f"more than {smallest} pixels",
             )
         maps = []
+        images = channels_last(images)
         for number, network in enumerate(self.nets):
             if number:
                 images = F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ConfigError
+from qsd_plugin.methods.dil.cheap import channels_last
 from qsd_plugin.methods.dil.identity import ClassBlock
 from qsd_plugin.methods.dil.layers import ConvLayer, LiteBlock, UpConv, kaiming
 from qsd_plugin.networks.resnet_stages import ResNetStages
@@ -68,7 +69,7 @@ class DegradationEncoder(nn.Module):
         """
         if head not in DEGRADATION_HEADS:
             raise ConfigError("DIL degradation head", value=head, expected=" or ".join(map(repr, DEGRADATION_HEADS)))
-        pooled = self.block(self.conv2(self.conv1(images))).mean(dim=(2, 3), keepdim=True)
+        pooled = self.block(self.conv2(self.conv1(channels_last(images)))).mean(dim=(2, 3), keepdim=True)
         code: Tensor = self.get_submodule(DEGRADATION_HEADS[head])(pooled)
         return code.flatten(1)
 
@@ -115,7 +116,9 @@ class _Head(nn.Module):
         self.identity = nn.ModuleList([*look, join])
         self.apply(kaiming)
 
-    def forward(self, maps: tuple[Tensor, ...], want_identity: bool, want_content: bool) -> Encoded:
+    def forward(
+        self, maps: tuple[Tensor, ...], want_identity: bool, want_content: bool, identity_grad: bool
+    ) -> Encoded:
         scales = (F.max_pool2d(self.aspp(maps[0]), 2), *maps[1:])
         robust = [block(scale) for block, scale in zip(self.invariance, scales, strict=True)]
         identity = content = None
@@ -124,8 +127,9 @@ class _Head(nn.Module):
             content = fuse(torch.cat([block(x) for block, x in zip(shrink, robust, strict=True)], dim=1))
         if want_identity:
             *look, join = self.identity
-            pooled = [block(x).mean(dim=(2, 3), keepdim=True) for block, x in zip(look, robust, strict=True)]
-            identity = join(torch.cat(pooled, dim=1)).flatten(1)
+            with torch.set_grad_enabled(identity_grad and torch.is_grad_enabled()):
+                pooled = [block(x).mean(dim=(2, 3), keepdim=True) for block, x in zip(look, robust, strict=True)]
+                identity = join(torch.cat(pooled, dim=1)).flatten(1)
         return Encoded(identity, content)
 
 
@@ -189,6 +193,7 @@ class ContentEncoder(nn.Module):
         trunk_grad: bool = False,
         want_identity: bool = True,
         want_content: bool = True,
+        identity_grad: bool = True,
     ) -> Encoded:
         """Images [B, 3, H, W], H and W multiples of 16, to identity and content.
 
@@ -197,21 +202,31 @@ class ContentEncoder(nn.Module):
                 neither the trunk nor the images get any; stage 2 trains the trunk.
             want_identity: Run the identity branch; its batch statistics move only then.
             want_content: Run the content branch; likewise.
+            identity_grad: Whether the identity branch gets gradient; ``False`` where only its batch statistics are
+                wanted.
         """
         height, width = images.shape[-2:]
         if height % 16 or width % 16 or min(height, width) < SMALLEST_SIDE:
             raise ConfigError(
                 "DIL image size", value=(height, width), expected=f"multiples of 16, at least {SMALLEST_SIDE}"
             )
-        return self.read(self.maps(images, trunk_grad), want_identity=want_identity, want_content=want_content)
+        maps = self.maps(images, trunk_grad)
+        return self.read(maps, want_identity=want_identity, want_content=want_content, identity_grad=identity_grad)
 
     def maps(self, images: Tensor, trunk_grad: bool) -> tuple[Tensor, ...]:
         """The trunk's four maps of images [B, 3, H, W]."""
         with torch.set_grad_enabled(trunk_grad and torch.is_grad_enabled()):
-            maps: tuple[Tensor, ...] = self.model(images)
+            maps: tuple[Tensor, ...] = self.model(channels_last(images))
         return maps
 
-    def read(self, maps: tuple[Tensor, ...], *, want_identity: bool = True, want_content: bool = True) -> Encoded:
-        """What the head finds in the trunk's maps."""
-        encoded: Encoded = self.head(maps, want_identity, want_content)
+    def read(
+        self,
+        maps: tuple[Tensor, ...],
+        *,
+        want_identity: bool = True,
+        want_content: bool = True,
+        identity_grad: bool = True,
+    ) -> Encoded:
+        """What the head finds in the trunk's maps; arguments as for a call."""
+        encoded: Encoded = self.head(maps, want_identity, want_content, identity_grad)
         return encoded

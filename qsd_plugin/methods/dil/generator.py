@@ -6,10 +6,10 @@ Shapes: B images, K numbers of a code, C channels of a content map, h x w its gr
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ConfigError
+from qsd_plugin.methods.dil.cheap import channels_last
 from qsd_plugin.methods.dil.layers import (
     SLOPE,
     ConvLayer,
@@ -37,7 +37,7 @@ class AdaptiveBlock(nn.Module):
         """[B, C, h, w] with scales and shifts [B, 2 C], the first halves for the first norm, to [B, C, h, w]."""
         (scale_1, scale_2), (shift_1, shift_2) = scales.chunk(2, dim=1), shifts.chunk(2, dim=1)
         first, second = self.model
-        inner = F.leaky_relu(adaptive_instance_norm(first(x), scale_1, shift_1), SLOPE)
+        inner = adaptive_instance_norm(first(x), scale_1, shift_1, slope=SLOPE)
         return x + adaptive_instance_norm(second(inner), scale_2, shift_2)
 
 
@@ -113,7 +113,7 @@ class Generator(nn.Module):
         The values are not bounded.
         """
         scales, shifts = self.styles(codes)
-        x = content
+        x = channels_last(content)
         parts = zip(self.dec.res.model, scales.chunk(self.blocks, dim=1), shifts.chunk(self.blocks, dim=1), strict=True)
         for block, scale, shift in parts:
             x = block(x, scale, shift)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ConfigError, did_you_mean
+from qsd_plugin.methods.dil.cheap import enlarged_conv, normalise, reflect_pad
 
 #: Slope of the leaky ReLUs.
 SLOPE = 0.2
@@ -32,20 +33,20 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def adaptive_instance_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def adaptive_instance_norm(x: Tensor, scale: Tensor, shift: Tensor, *, slope: float = 1.0) -> Tensor:
     """``scale * (x - mean) / sqrt(var + 1e-5) + shift``, statistics over H and W, in float32.
 
     Args:
         x: [B, C, H, W].
         scale: w, [B, C]; used as it is, not as 1 + w.
         shift: b, [B, C].
+        slope: Of the leaky ReLU behind it; 1 for none.
 
     Returns:
         [B, C, H, W], in the precision of the statistics.
     """
     with no_autocast(x):
-        normal = F.instance_norm(in_float32(x), eps=_EPS)
-        return torch.addcmul(in_float32(shift)[:, :, None, None], in_float32(scale)[:, :, None, None], normal)
+        return normalise(in_float32(x), in_float32(scale), in_float32(shift), over="positions", eps=_EPS, slope=slope)
 
 
 class LayerNorm(nn.Module):
@@ -68,14 +69,10 @@ class LayerNorm(nn.Module):
         self.gamma = nn.Parameter(torch.rand(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to the same shape."""
+    def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
+        """[B, C, H, W] to the same shape; ``slope`` of a leaky ReLU behind it, 1 for none."""
         with no_autocast(x):
-            x = in_float32(x)
-            over = (1, 2, 3) if self.scope == "sample" else (0, 1, 2, 3)
-            deviation, mean = torch.std_mean(x, dim=over, keepdim=True)
-            normal = (x - mean) / (deviation + _EPS)
-            return torch.addcmul(self.beta[:, None, None], self.gamma[:, None, None], normal)
+            return normalise(in_float32(x), self.gamma, self.beta, over=self.scope, eps=_EPS, slope=slope)
 
 
 class ConvLayer(nn.Module):
@@ -122,10 +119,20 @@ class ConvLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
-        x = self.conv(x)
+        return self.finish(convolve(self.conv, x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Norm and activation of what the convolution returned, which is overwritten."""
+        slope, remaining = (SLOPE, "none") if self.activation == "lrelu" else (1.0, self.activation)
+        if isinstance(self.norm, LayerNorm):
+            return activate_in_place(self.norm(x, slope), remaining)
+        if isinstance(self.norm, nn.InstanceNorm2d):
+            with no_autocast(x):
+                x = normalise(in_float32(x), None, None, over="positions", eps=self.norm.eps, slope=slope)
+            return activate_in_place(x, remaining)
         if self.norm is not None:
             x = self.norm(x)
-        return activate(x, self.activation)
+        return activate_in_place(x, self.activation)
 
 
 class LinearLayer(nn.Module):
@@ -175,6 +182,9 @@ class UpConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C', factor H, factor W]."""
+        conv = self.conv.conv
+        if self.factor > 1 and conv.padding_mode == "zeros" and conv.kernel_size == (3, 3):
+            return self.conv.finish(enlarged_conv(x, conv.weight, conv.bias, self.factor))
         if self.factor > 1:
             x = F.interpolate(x, scale_factor=self.factor, mode="bilinear", align_corners=True)
         out: Tensor = self.conv(x)
@@ -198,7 +208,7 @@ class SeparableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""
-        return activate(self.norm(self.conv_dw(self.conv_1x1(x))), self.activation)
+        return activate_in_place(self.norm(convolve(self.conv_dw, self.conv_1x1(x))), self.activation)
 
 
 class LiteBlock(nn.Module):
@@ -214,7 +224,24 @@ class LiteBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""
-        return F.relu(x + self.model(x))
+        return activate_in_place(x + self.model(x), "relu")
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """What ``conv`` returns; with reflection padding the map in front of the padding is not kept."""
+    if conv.padding_mode != "reflect":
+        out: Tensor = conv(x)
+        return out
+    if width := int(conv.padding[0]):
+        x = reflect_pad(x, width)
+    return F.conv2d(x, conv.weight, conv.bias, stride=conv.stride, dilation=conv.dilation, groups=conv.groups)
+
+
+def activate_in_place(x: Tensor, name: str) -> Tensor:
+    """As :func:`activate`, over ``x``; for what a convolution, a batch norm or a sum returned, which do not need it."""
+    if name == "relu":
+        return F.relu_(x)
+    return F.leaky_relu_(x, SLOPE) if name == "lrelu" else x
 
 
 def largest(maps: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ degradation, and so on. Source: Huang et al., CVPR 2020 and IJCV 2022; terms, we
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.core.streams import numpy_stream
 from qsd_plugin.methods.dil.adam import FlatAdam
+from qsd_plugin.methods.dil.at_once import at_once
 from qsd_plugin.methods.dil.checks import require_finite
 from qsd_plugin.methods.dil.layers import in_float32, no_autocast
 from qsd_plugin.methods.dil.losses import consistency_loss, ls_d, ls_g, pixel_loss, r1, rank_labels, rank_loss
@@ -28,6 +30,7 @@ class Rendered(NamedTuple):
     """Both images taken apart and put together in all four ways; the first letter is the content's."""
 
     aa: Tensor
+    """Detached, as ``bb``: its gradient is in ``reconstruction``."""
     bb: Tensor
     ab: Tensor
     ba: Tensor
@@ -35,6 +38,8 @@ class Rendered(NamedTuple):
     identity_b: Tensor
     content_a: Tensor
     content_b: Tensor
+    reconstruction: Tensor
+    """0-d: how far ``aa`` and ``bb`` are from the images."""
 
     def fake(self, name: str) -> Tensor:
         """The exchanged image called ``"ab"`` or ``"ba"``, detached."""
@@ -129,19 +134,30 @@ class Stage1(nn.Module):
 
     def render(self, pair: Pair) -> Rendered:
         """Take both images apart, each in a pass of its own, and render all four combinations."""
-        identity_a, content_a = self.content_encoder(pair.better)
-        identity_b, content_b = self.content_encoder(pair.worse)
+        # Without a loss on it, the identity branch only moves its batch statistics.
+        learns = bool(self.options.weights.identity) and (self.options.predictions_agree or not pair.paired)
+        identity_a, content_a = self.content_encoder(pair.better, identity_grad=learns)
+        identity_b, content_b = self.content_encoder(pair.worse, identity_grad=learns)
         code_a = self.degradation_encoder(pair.better)
         code_b = self.degradation_encoder(pair.worse, "syn" if pair.paired else "real")
+
+        def reconstructed(content: Tensor, code: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            image = self.generator(content, code)
+            return self._pixel(image, target), image
+
+        weights = list(self.generator.parameters())
+        loss_a, aa = at_once(reconstructed, (content_a, code_a, pair.better), weights)
+        loss_b, bb = at_once(reconstructed, (content_b, code_b, pair.worse), weights)
         return Rendered(
-            self.generator(content_a, code_a),
-            self.generator(content_b, code_b),
+            aa,
+            bb,
             self.generator(content_a, code_b),
             self.generator(content_b, code_a),
             identity_a,
             identity_b,
             content_a,
             content_b,
+            loss_a + loss_b,
         )
 
     def shown_fake(self, iteration: int) -> str:
@@ -181,13 +197,12 @@ class Stage1(nn.Module):
     def generator_terms(self, pair: Pair, rendered: Rendered) -> dict[str, Tensor]:
         """Weighted losses of encoders and generator against the discriminators as they are now."""
         weights = self.options.weights
+        real = partial(self._looks, self.real_discriminator, target=1)
         terms = {
-            "self": weights.reconstruction
-            * (self._pixel(rendered.aa, pair.better) + self._pixel(rendered.bb, pair.worse)),
+            "self": weights.reconstruction * rendered.reconstruction,
             "cross": weights.reconstruction * self._cross(pair, rendered),
             "degradation": weights.degradation * self._degradation(pair, rendered),
-            "realness": weights.realness
-            * (ls_g(self.real_discriminator(rendered.ab), 1) + ls_g(self.real_discriminator(rendered.ba), 1)),
+            "realness": weights.realness * (real(rendered.ab) + real(rendered.ba)),
         }
         if pair.paired:
             terms["content"] = weights.content * self._pixel(rendered.content_a, rendered.content_b)
@@ -229,14 +244,28 @@ class Stage1(nn.Module):
         return [*self.real_discriminator.parameters(), *self.degradation_discriminator.parameters()]
 
     def _ls_d(self, network: nn.Module, fake: Tensor, real: Tensor, penalty: float) -> Tensor:
-        maps = network(real)
-        loss = ls_d(network(fake), maps)
-        return loss + penalty * self.options.r1_weight * r1(maps, real) if penalty else loss
+        def loss() -> tuple[Tensor]:
+            maps = network(real)
+            value = ls_d(network(fake), maps)
+            return (value + penalty * self.options.r1_weight * r1(maps, real) if penalty else value,)
+
+        return at_once(loss, (), network.parameters())[0]
 
     def _rank_d(self, worse: Tensor, better: Tensor, order: Tensor | float, penalty: float) -> Tensor:
-        maps = self.degradation_discriminator(better)
-        loss = rank_loss(self.degradation_discriminator(worse), maps, order)
-        return loss + penalty * self.options.rank_r1_weight * r1(maps, better, pooled=True) if penalty else loss
+        network = self.degradation_discriminator
+
+        def loss() -> tuple[Tensor]:
+            maps = network(better)
+            value = rank_loss(network(worse), maps, order)
+            return (
+                value + penalty * self.options.rank_r1_weight * r1(maps, better, pooled=True) if penalty else value,
+            )
+
+        return at_once(loss, (), network.parameters())[0]
+
+    def _looks(self, network: nn.Module, images: Tensor, target: float) -> Tensor:
+        """How far a discriminator, which does not learn here, is from taking the images for ``target``."""
+        return at_once(lambda shown: (ls_g(network(shown), target),), (images,), ())[0]
 
     def _pixel(self, images: Tensor, target: Tensor) -> Tensor:
         return pixel_loss(images, target, self.options.pixel)
@@ -245,20 +274,33 @@ class Stage1(nn.Module):
         """To the partner, which is known of a synthetic pair; otherwise back to the image by a second exchange."""
         if pair.paired:
             return self._pixel(rendered.ab, pair.worse) + self._pixel(rendered.ba, pair.better)
-        passes = {
-            "trunk_grad": self.options.cycle_through_trunk,
-            "want_identity": self.options.rendered_identity and self.training,
-        }
-        contents = [self.content_encoder(images, **passes).content for images in (rendered.ab, rendered.ba)]
-        code_b, code_a = (self.degradation_encoder(images) for images in (rendered.ab, rendered.ba))
-        back_a, back_b = self.generator(contents[0], code_a), self.generator(contents[1], code_b)
-        return self._pixel(back_a, pair.better) + self._pixel(back_b, pair.worse)
+        encoder = self.content_encoder
+        seen = self.options.rendered_identity and self.training
+
+        def back(content_of: Tensor, code_of: Tensor, target: Tensor) -> tuple[Tensor]:
+            content = encoder(
+                content_of,
+                trunk_grad=self.options.cycle_through_trunk,
+                want_identity=seen,
+                identity_grad=False,
+            ).content
+            return (self._pixel(self.generator(content, self.degradation_encoder(code_of)), target),)
+
+        networks = (encoder.head, self.degradation_encoder, self.generator)
+        weights = [parameter for network in networks for parameter in network.parameters()]
+        back_a = at_once(back, (rendered.ab, rendered.ba, pair.better), weights)[0]
+        back_b = at_once(back, (rendered.ba, rendered.ab, pair.worse), weights)[0]
+        return back_a + back_b
 
     def _degradation(self, pair: Pair, rendered: Rendered) -> Tensor:
-        worse, better = (self.degradation_discriminator(images) for images in (rendered.ab, rendered.ba))
+        network = self.degradation_discriminator
         if pair.phase == "unpaired":
-            return ls_g(worse, 0) + ls_g(better, 1)
-        return rank_loss(worse, better, -1.0 if pair.paired else self.believed_order(pair))
+            return self._looks(network, rendered.ab, 0) + self._looks(network, rendered.ba, 1)
+        order = -1.0 if pair.paired else self.believed_order(pair)
+        ranked = at_once(
+            lambda worse, better: (rank_loss(network(worse), network(better), order),), (rendered.ab, rendered.ba), ()
+        )
+        return ranked[0]
 
     def _identity(self, pair: Pair, rendered: Rendered) -> Tensor:
         logits_a, logits_b = (

@@ -50,7 +50,8 @@ class Stage1Trainer:
         self.stage, self.schedule = stage, schedule
         self.lr, self.milestones = lr, tuple(milestones)
         self._parameters: list[nn.Parameter] = [part for part in stage.parameters() if part.requires_grad]
-        self.optimizer = torch.optim.Adam(self._parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+        # Fused: a pass over each parameter and its moments instead of a dozen.
+        self.optimizer = torch.optim.Adam(self._parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
     def next_phase(self) -> str:
         """The phase of the batch that :meth:`step` takes next."""

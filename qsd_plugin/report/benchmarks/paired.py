@@ -60,7 +60,11 @@ def paired_ratio(a: Callable[[], Any], b: Callable[[], Any], pairs: int = 30) ->
 
 
 def pooled_ratio(
-    build: Callable[[bool], tuple[Callable[[], Any], Callable[[], Any]]], pairs: int = 30, *, rounds: int = 4
+    build: Callable[[bool], tuple[Callable[[], Any], Callable[[], Any]]],
+    pairs: int = 30,
+    *,
+    rounds: int = 4,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """:func:`paired_ratio` over several rounds, for each of which both sides are built anew.
 
@@ -71,6 +75,7 @@ def pooled_ratio(
         build: Builds ``a`` and ``b``; told whether to build ``b`` first, as in every second round.
         pairs: Timed pairs in all, divided among the rounds as evenly as possible.
         rounds: How often to build; no more often than there are pairs.
+        clock: What is read before and after, e.g. ``time.process_time`` for CPU seconds.
 
     Returns:
         As :func:`paired_ratio`, of the pairs of all rounds.
@@ -80,7 +85,7 @@ def pooled_ratio(
     for number in range(rounds):
         a, b = build(number % 2 == 1)
         # Who runs first within a pair goes on alternating, so that an odd number of pairs per round gives no advantage.
-        times += _paired_times(a, b, pairs * (number + 1) // rounds - len(times), start=len(times))
+        times += _paired_times(a, b, pairs * (number + 1) // rounds - len(times), start=len(times), clock=clock)
         del a, b
         gc.collect()  # models often are in cycles; both sides of the next round must find the same memory
     return _ratio(times)
@@ -106,16 +111,21 @@ def paired_excess(a: Callable[[], Any], b: Callable[[], Any], pairs: int = 30, *
 
 
 def _paired_times(
-    a: Callable[[], Any], b: Callable[[], Any], pairs: int, *, start: int = 0
+    a: Callable[[], Any],
+    b: Callable[[], Any],
+    pairs: int,
+    *,
+    start: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[tuple[float, float]]:
     a(), b()
     times = []
     for pair in range(start, start + pairs):
         if pair % 2:
-            second, first = seconds(b), seconds(a)
+            second, first = seconds(b, clock), seconds(a, clock)
             times.append((first, second))
         else:
-            times.append((seconds(a), seconds(b)))
+            times.append((seconds(a, clock), seconds(b, clock)))
     return times
 
 
@@ -145,11 +155,11 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[rank], ordered[count - 1 - rank]
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Wall-clock seconds of one run of ``work``."""
-    start = time.perf_counter()
+def seconds(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one run of ``work``, on the wall unless another clock is given."""
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def extra_memory_mib(work: Callable[[], Any]) -> float | None:

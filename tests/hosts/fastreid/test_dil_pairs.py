@@ -14,7 +14,7 @@ from toy import use_market, write_market
 
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.hosts import fastreid as host
-from qsd_plugin.hosts.fastreid.dil_pairs import PairDraws, degradation_of
+from qsd_plugin.hosts.fastreid.dil_pairs import PairDraws, degradation_of, pair_sample
 
 host.activate()
 
@@ -99,6 +99,23 @@ def test_batches_hold_both_images_and_are_the_same_for_any_number_of_workers(tmp
     assert paired["targets"].equal(paired["worse_targets"])
     blur = (paired["images"][:, :, :, 1:] - paired["images"][:, :, :, :-1]).abs().mean()
     assert (paired["worse_images"][:, :, :, 1:] - paired["worse_images"][:, :, :, :-1]).abs().mean() < blur
+
+
+@pytest.mark.parametrize(("draw", "decoded"), [(0, 1), (ROWS, 2)])
+def test_only_what_the_phase_needs_is_decoded(tmp_path: Path, draw: int, decoded: int) -> None:
+    """One file of a paired draw, which degrades a copy in memory; two of any other, of which none is degraded."""
+    draws, read, degraded = PairDraws(CAMERAS, dil_cfg(tmp_path)), [], []
+    image = Image.new("RGB", (32, 64))
+
+    def open_image(index: int) -> tuple[Image.Image, int]:
+        read.append(index)
+        return image, index
+
+    draws.degrade = lambda picture, generator: degraded.append(picture) or picture
+    sample, better = pair_sample(draws, 0, draw, open_image, lambda picture: picture.size, lambda index: index)
+    assert (len(read), len(degraded)) == (decoded, 2 - decoded)
+    assert better == 0
+    assert sample["worse_targets"] == read[-1]
 
 
 def test_another_sampler_or_data_of_the_caller_is_refused(tmp_path: Path, data: None) -> None:

@@ -16,6 +16,7 @@ from qsd_plugin.core.errors import CheckpointError, ConfigError, StageError
 from qsd_plugin.hosts import fastreid as host
 from qsd_plugin.hosts.fastreid import recipes, training_stages
 from qsd_plugin.hosts.fastreid.compat.images import read_image
+from qsd_plugin.hosts.fastreid.datasets import test_set as read_test_set
 from qsd_plugin.hosts.fastreid.meta_arch.dil_config import check_config, stage1_options, stage2_options
 from qsd_plugin.hosts.fastreid.recipes_dil import stage1_config, teacher_config
 from qsd_plugin.methods.dil import Stage1Options, Stage2Options
@@ -23,7 +24,7 @@ from qsd_plugin.model_zoo import get_config_file
 
 host.activate()
 
-STAGES = ["teacher", "stage1", "bank", "stage2"]
+STAGES = ["teacher", "stage1", "bank", "stage2", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,24 @@ def test_what_has_finished_is_not_done_again_and_the_last_stage_is_evaluated(fol
     assert results == pytest.approx(stored)
 
 
+def test_the_report_has_the_teacher_every_feature_and_what_stage_1_renders(folder: Path, finished: Path) -> None:
+    report = json.loads((finished / "report" / "results.json").read_text())
+    arms = report["tests"]["Market1501"]["arms"]
+    assert list(arms) == ["teacher", "stage 2, fuse", "stage 2, inv", "stage 2, sen"]
+    stored = json.loads((finished / "stage2" / "results.json").read_text())
+    assert arms["stage 2, fuse"]["all"]["mAP"] == pytest.approx(stored["mAP"], abs=0.01)  # the host's evaluation
+    errors = report["reconstruction"]["Market1501"]
+    assert errors["self"] > 0
+    assert f"{errors['self']:.3f}" in (finished / "report" / "results.md").read_text()
+    from fastreid.data.transforms import build_transforms
+
+    cfg = recipe_cfg(folder)
+    query, transform = read_test_set(cfg, "Market1501")[1], build_transforms(cfg, is_train=False)
+    std = torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1)
+    images = torch.stack([transform(read_image(path)) for path, _, _ in query]) / std
+    assert errors["mean_image"] == pytest.approx(float((images - images.mean(dim=0)).abs().mean()), rel=1e-4)
+
+
 def test_a_changed_setting_makes_only_its_stages_stale(folder: Path, finished: Path) -> None:
     cfg = recipe_cfg(folder, **{"DIL.STAGE2_OPTIONS.REPLAY_WEIGHT": 1.0})
     with pytest.raises(StageError, match=r"Stage 'stage2'.*DIL.STAGE2_OPTIONS.REPLAY_WEIGHT: 5.0 -> 1.0"):
@@ -119,11 +138,11 @@ def test_given_files_are_used_and_not_made(folder: Path, finished: Path) -> None
         "DIL.STAGE1": str(finished / "stage1" / "model_final.pth"),
     }
     built = recipes.build_recipe(recipe_cfg(folder, **given), ARGUMENTS)
-    assert [stage.name for stage in built] == ["bank", "stage2"]
+    assert [stage.name for stage in built] == ["bank", "stage2", "report"]
     shuffled = recipe_cfg(folder, **given, **{"DIL.REPLAY.MODE": "shuffle"})
-    assert [stage.name for stage in recipes.build_recipe(shuffled, ARGUMENTS)] == ["stage2"]
+    assert [stage.name for stage in recipes.build_recipe(shuffled, ARGUMENTS)] == ["stage2", "report"]
     without = recipe_cfg(folder, **{"RECIPE.DIL.TEACHER.MAX_EPOCH": 0})
-    assert [stage.name for stage in recipes.build_recipe(without, ARGUMENTS)] == ["stage1", "bank", "stage2"]
+    assert [stage.name for stage in recipes.build_recipe(without, ARGUMENTS)] == ["stage1", "bank", "stage2", "report"]
     given["DIL.STAGE1"] = str(finished / "stage2" / "model_final.pth")
     second = recipe_cfg(folder / "other", **given)
     with pytest.raises(CheckpointError, match=r"got 'a checkpoint of stage 2 \(DILReID\)'; expected a trained stage 1"):

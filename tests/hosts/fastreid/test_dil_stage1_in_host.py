@@ -115,7 +115,7 @@ def test_the_optimizer_is_the_authors_adam_and_holds_no_discriminator(tmp_path: 
     cfg = dil_cfg(tmp_path)
     model = build(cfg)
     optimizer, _ = build_optimizer(cfg, model)
-    assert all(group["betas"] == (0.0, 0.999) for group in optimizer.param_groups)
+    assert all(group["betas"] == (0.0, 0.999) and group["fused"] for group in optimizer.param_groups)
     held = {id(part) for group in optimizer.param_groups for part in group["params"]}
     stage = model.stage
     for part in (stage.content_encoder.model, stage.real_discriminator, stage.degradation_discriminator):

@@ -26,7 +26,7 @@ def dil_cfg(folder: Path, architecture: str = "DIL", **overrides: Any) -> Any:
         "DIL.DROPOUT": 0.5,
         "INPUT.SIZE_TRAIN": [32, 32],
         "INPUT.SIZE_TEST": [32, 32],
-        "DATALOADER.SAMPLER_TRAIN": "SeededTrainingSampler" if first else "NaiveIdentitySampler",
+        "DATALOADER.SAMPLER_TRAIN": "SeededTrainingSampler" if first else "SeededIdentitySampler",
         "DATALOADER.NUM_INSTANCE": 4,
         "SOLVER.IMS_PER_BATCH": ROWS if first else 8,
         "SOLVER.OPT": "Adam",

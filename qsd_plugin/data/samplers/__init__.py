@@ -9,6 +9,7 @@ from qsd_plugin.data.samplers.base import IdentitySampler, StepSampler
 from qsd_plugin.data.samplers.checks import check_batch_fits, check_identity_sampling
 from qsd_plugin.data.samplers.quality_balanced import EDGES, QualityBalancedSampler, balanced_counts, quality_bins
 from qsd_plugin.data.samplers.quality_identity import QualityIdentitySampler, median_cuts
+from qsd_plugin.data.samplers.seeded_identity import SeededIdentitySampler
 from qsd_plugin.data.samplers.seeded_training import SeededTrainingSampler
 from qsd_plugin.data.samplers.set_weighted import SetWeightedIdentitySampler
 
@@ -17,6 +18,7 @@ __all__ = [
     "IdentitySampler",
     "QualityBalancedSampler",
     "QualityIdentitySampler",
+    "SeededIdentitySampler",
     "SeededTrainingSampler",
     "SetWeightedIdentitySampler",
     "StepSampler",

@@ -25,7 +25,7 @@ from qsd_plugin.core.errors import DataError
 from qsd_plugin.core.streams import numpy_stream
 from qsd_plugin.data.corrupt import CorruptImages
 from qsd_plugin.data.items import single_image_identities
-from qsd_plugin.data.samplers import SeededTrainingSampler, StepSampler
+from qsd_plugin.data.samplers import SeededIdentitySampler, SeededTrainingSampler, StepSampler
 from qsd_plugin.hosts.fastreid.cached_features import CachedFeatures, cached_features, drawn_flips
 from qsd_plugin.hosts.fastreid.compat.images import read_image
 from qsd_plugin.hosts.fastreid.compat.patch import Undo, replace, together
@@ -296,7 +296,7 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
             refuse_own_transforms()
         if sampler is None:
             sampler = build_sampler(cfg, items, sets)
-        seed, seeded = max(cfg.SEED, 0), isinstance(sampler, SeededTrainingSampler)
+        seed, seeded = max(cfg.SEED, 0), isinstance(sampler, (SeededTrainingSampler, SeededIdentitySampler))
         if seeded and transforms is None and not partners and made is None:
             views = drawn_flips(cfg, views)  # those that a student with cached teacher embeddings sees
         rest = host_transforms_config(cfg, views) if made is None else without_flip(cfg)

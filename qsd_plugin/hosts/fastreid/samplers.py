@@ -14,7 +14,13 @@ from torch.utils.data import Sampler
 from qsd_plugin.core.distributed import rank, world_size
 from qsd_plugin.core.errors import ConfigError, RegistryError, did_you_mean
 from qsd_plugin.core.registry import Registry
-from qsd_plugin.data.samplers import QualityBalancedSampler, QualityIdentitySampler, SeededTrainingSampler, quality_bins
+from qsd_plugin.data.samplers import (
+    QualityBalancedSampler,
+    QualityIdentitySampler,
+    SeededIdentitySampler,
+    SeededTrainingSampler,
+    quality_bins,
+)
 from qsd_plugin.hosts.fastreid.compat.samplers import SetReWeightSampler
 from qsd_plugin.hosts.fastreid.datasets import Item
 from qsd_plugin.hosts.fastreid.quality import FILE, file_source
@@ -39,11 +45,14 @@ HOST_SAMPLERS = (
 #: All images in random order, as TrainingSampler, but resumed exactly together with the augmentation of each draw.
 SEEDED = "SeededTrainingSampler"
 
+#: Groups of each identity's images, as NaiveIdentitySampler, but resumed exactly, too.
+SEEDED_IDENTITIES = "SeededIdentitySampler"
+
 #: Samplers that need the quality labels of the training images.
 NEED_LABELS = ("QualityBalancedSampler", "QualityIdentitySampler")
 
 #: Samplers whose batches hold the ``DATALOADER.NUM_INSTANCE`` images of an identity in a row.
-IN_BLOCKS = ("BalancedIdentitySampler", "NaiveIdentitySampler", "SetReWeightSampler", *NEED_LABELS)
+IN_BLOCKS = ("BalancedIdentitySampler", "NaiveIdentitySampler", "SetReWeightSampler", SEEDED_IDENTITIES, *NEED_LABELS)
 
 
 def build_sampler(cfg: Any, items: Sequence[Item], sets: Sequence[int]) -> Sampler[int] | None:
@@ -147,6 +156,11 @@ def _seeded(cfg: Any, items: Sequence[Item], sets: Sequence[int]) -> SeededTrain
     common = _common(cfg)
     del common["num_instances"]
     return SeededTrainingSampler(len(items), **common)
+
+
+@SAMPLERS.register(SEEDED_IDENTITIES)
+def _seeded_identity(cfg: Any, items: Sequence[Item], sets: Sequence[int]) -> SeededIdentitySampler:
+    return SeededIdentitySampler([identity for _, identity, _ in items], **_common(cfg))
 
 
 @SAMPLERS.register("SetReWeightSampler")

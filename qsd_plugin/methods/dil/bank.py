@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qsd_plugin.core.distributed import rank, world_size
 from qsd_plugin.core.errors import ConfigError, DataError, did_you_mean
 from qsd_plugin.methods.dil.encoders import ContentEncoder, DegradationEncoder
 from qsd_plugin.methods.dil.generator import Generator
@@ -102,7 +103,9 @@ class DegradationBank(nn.Module):
 class ReplayAugmenter(nn.Module):
     """Renders training images with other degradations, by frozen copies of what stage 1 learnt.
 
-    The copies stay in eval mode and carry no gradient. Across ranks: each renders its own images.
+    The copies stay in eval mode and carry no gradient. Across ranks: each renders its own images; what is drawn from
+    the bank, and swaps, are those of one process on the images of all ranks, if every rank gives an equal generator and
+    has the same number of images. Mode ``"shuffle"`` takes the codes of the rank's own images.
 
     Args:
         content_encoder: E_con of stage 1; copied.
@@ -164,7 +167,7 @@ class ReplayAugmenter(nn.Module):
 
         Args:
             images: [B, 3, H, W], augmented training images.
-            generator: Of the CPU; the draws are its only random numbers.
+            generator: Of the CPU, equal on every rank; the draws are its only random numbers.
 
         Returns:
             The images, [repeats x B, 3, H, W], and their renderings of the same shape, or ``None`` in mode ``"none"``.
@@ -177,13 +180,19 @@ class ReplayAugmenter(nn.Module):
         content = self.content_encoder(images, want_identity=False).content
         rendered: Tensor = self.generator(content, self._codes(images, generator).to(content.dtype))
         if self.swap:
-            swapped = (torch.rand(len(images), generator=generator) < self.swap).to(images.device)[:, None, None, None]
+            drawn = torch.rand(world_size() * len(images), generator=generator)[_own(images)]
+            swapped = (drawn < self.swap).to(images.device)[:, None, None, None]
             images, rendered = torch.where(swapped, rendered, images), torch.where(swapped, images, rendered)
         return images, rendered
 
     def _codes(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.mode == "bank" and self.bank is not None:
-            return self.bank.sample(len(images), generator)
+            return self.bank.sample(world_size() * len(images), generator)[_own(images)]
         order = torch.randperm(len(images), generator=generator).to(images.device)
         codes: Tensor = self.degradation_encoder(images)
         return codes[order]
+
+
+def _own(images: Tensor) -> slice:
+    """The places of this rank's images among those of all."""
+    return slice(rank() * len(images), (rank() + 1) * len(images))

@@ -1,8 +1,8 @@
 """DIL's losses as functions of maps, logits and features, so that they need no network.
 
 All are a **local mean**: each rank averages over its own images; with equal batches the averaged gradients of
-data-parallel training are those of one process on the whole batch (the triplet mines within the rank). All are fp32
-islands: autocast off, inputs cast to float32, float64 stays.
+data-parallel training are those of one process on the whole batch. So they are of the triplet, which is mined over the
+images of all ranks. All are fp32 islands: autocast off, inputs cast to float32, float64 stays.
 
 Shapes: B images, S scales of a discriminator, h x w the grid of a scale's map D_s, C classes, D feature size. Source:
 Huang et al., CVPR 2020 and IJCV 2022; forms and constants as in their program.
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qsd_plugin.core.distributed import gather_equal_rows, rank, world_size
 from qsd_plugin.core.errors import ConfigError, did_you_mean
 from qsd_plugin.methods.dil.layers import in_float32, no_autocast
 
@@ -189,9 +190,17 @@ def hardest_distances(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]
 
 
 def triplet_loss(features: Tensor, labels: Tensor, margin: float = MARGIN) -> Tensor:
-    """Batch-hard triplet loss ``mean_i max(0, d_ap - d_an + margin)``; arguments as :func:`hardest_distances`."""
-    furthest, nearest = hardest_distances(features, labels)
-    return F.relu(furthest - nearest + margin).mean()
+    """Batch-hard triplet loss ``mean_i max(0, d_ap - d_an + margin)``; arguments as :func:`hardest_distances`.
+
+    Across ranks: over the images of all, of which every rank must have the same number; equal on every rank.
+    """
+    whole, count = gather_equal_rows(features), len(features)
+    start = rank() * count
+    whole = torch.cat([whole[:start], features, whole[start + count :]])
+    furthest, nearest = hardest_distances(whole, gather_equal_rows(labels))
+    loss = F.relu(furthest - nearest + margin).mean()
+    # The gradient reaches this rank's rows only, and data-parallel training divides it by the number of ranks.
+    return loss.detach() + world_size() * (loss - loss.detach())
 
 
 def identity_loss(logits: Tensor, features: Tensor, labels: Tensor, kind: str = "ce_tri") -> Tensor:

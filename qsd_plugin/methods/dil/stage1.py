@@ -122,12 +122,18 @@ class Stage1(nn.Module):
             self.content_encoder.model.eval()
         return self
 
-    def forward(self, pair: Pair) -> Stage1Result:
-        """Losses of one batch, after a step of the discriminators in training."""
+    def forward(self, pair: Pair, iteration: int | None = None) -> Stage1Result:
+        """Losses of one batch, after a step of the discriminators in training.
+
+        Args:
+            pair: The batch.
+            iteration: Its number, from 1, on which draws and the turns of the penalty depend; ``None`` for the one
+                behind those completed.
+        """
         rendered = self.render(pair)
         stats: dict[str, Tensor] = {}
         if self.training and torch.is_grad_enabled():
-            stats = self._discriminator_step(pair, rendered)
+            stats = self._discriminator_step(pair, rendered, self.iteration + 1 if iteration is None else iteration)
         terms = self.generator_terms(pair, rendered)
         require_finite(f"DIL stage 1, {pair.phase} phase, generator", terms)
         return Stage1Result(terms, stats)
@@ -218,9 +224,8 @@ class Stage1(nn.Module):
             worse, better = (self.degradation_discriminator(in_float32(images)) for images in (pair.worse, pair.better))
             return rank_labels(worse, better)
 
-    def _discriminator_step(self, pair: Pair, rendered: Rendered) -> dict[str, Tensor]:
+    def _discriminator_step(self, pair: Pair, rendered: Rendered, iteration: int) -> dict[str, Tensor]:
         judges = self._judges()
-        iteration = self.iteration + 1
         # Counted in pairs of iterations: with alternating phases each of them gets its penalties.
         due = (iteration + 1) // 2 % self.options.r1_every == 0
         for parameter in judges:

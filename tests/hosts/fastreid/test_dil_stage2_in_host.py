@@ -68,7 +68,7 @@ def test_two_steps_are_those_of_the_pure_parts(tmp_path: Path, files: dict[str, 
         inputs = batch(index)
         losses = step(model, inputs)
         images = (inputs["images"] - model.pixel_mean) / model.pixel_std
-        shown, rendered = pure.dil_replay(images, torch_stream(3, "dil replay", 0, index))
+        shown, rendered = pure.dil_replay(images, torch_stream(3, "dil replay", index))
         outputs = pure.reid(shown)
         expected = stage2_terms(outputs, pure.reid.robust_logits(rendered), inputs["targets"])
         assert losses.keys() == {f"loss_dil_{name}" for name in ("fuse", "inv", "sen", "replay")}

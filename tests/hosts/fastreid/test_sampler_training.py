@@ -25,6 +25,7 @@ QUALITY = "QualityIdentitySampler"
 BALANCED = "QualityBalancedSampler"
 WEIGHTED = "SetReWeightSampler"
 SEEDED = "SeededTrainingSampler"
+IDENTITIES = "SeededIdentitySampler"
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +232,7 @@ def test_registry_lists_host_and_plugin_samplers() -> None:
         BALANCED: True,
         QUALITY: True,
         SEEDED: True,
+        IDENTITIES: True,
         WEIGHTED: True,
         "TrainingSampler": False,
     }
@@ -280,10 +282,13 @@ def pictures(cfg: Any, count: int, *, first: int = 0, **options: Any) -> list[to
     return [batch["images"] for batch in islice(loader, count)]
 
 
-def test_augmentation_is_that_of_the_draw_for_any_number_of_workers_and_from_any_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampler", [SEEDED, IDENTITIES])
+def test_augmentation_is_that_of_the_draw_for_any_number_of_workers_and_from_any_step(
+    tmp_path: Path, sampler: str
+) -> None:
     from fastreid.data.transforms import build_transforms
 
-    cfg = sampler_cfg(tmp_path, SEEDED, **AUGMENTED, SEED=3)
+    cfg = sampler_cfg(tmp_path, sampler, **AUGMENTED, SEED=3)
     torch.manual_seed(7)
     whole = torch.stack(pictures(cfg, 6))
     after = torch.rand(1)
@@ -393,6 +398,7 @@ def train(cfg: Any, *, resume: bool, **options: Any) -> list[Any]:
         (BALANCED, {"QUALITY.BALANCE.BINS": 4}),  # SEED -1: another one each run, unless the checkpoint brings it
         (WEIGHTED, {}),
         (SEEDED, {"DATALOADER.NUM_WORKERS": 2}),
+        (IDENTITIES, {"DATALOADER.NUM_WORKERS": 2}),
     ],
 )
 def test_resumed_training_sees_the_batches_of_the_uninterrupted_one(

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qsd_plugin.core.distributed import world_size
 from qsd_plugin.core.errors import DataError
 from qsd_plugin.hosts.fastreid.dil_files import start_trunk
 from qsd_plugin.hosts.fastreid.meta_arch.dil_base import Batch, DILArchitecture, Losses, images_of
@@ -28,7 +27,7 @@ class DIL(DILArchitecture):
     built by :mod:`qsd_plugin.hosts.fastreid.dil_optimizer`. In evaluation the robust feature behind its bottleneck,
     [B, D].
 
-    Everything random depends on (seed, rank, iteration), and the iteration is a buffer: a resumed training goes on
+    Everything random depends on (seed, rank, iteration), and the iteration is the loader's: a resumed training goes on
     exactly. Across ranks: as :class:`~qsd_plugin.methods.dil.Stage1`; parameters that a phase does not reach get a
     gradient of zero, which the optimizer drops.
 
@@ -57,31 +56,26 @@ class DIL(DILArchitecture):
             seed=self._seed,
         )
         self._optimizer: torch.optim.Optimizer | None = None
+        self._iteration = 0
         self._stats = Statistics("dil")
         self._sheets = TrainingSheets(cfg)
 
     def forward(self, batched_inputs: Batch) -> Any:
-        """Terms of a step in training, the robust feature otherwise.
-
-        Under ``no_grad`` no discriminator learns and no iteration is counted.
-        """
+        """Terms of a step in training, the robust feature otherwise; under ``no_grad`` no discriminator learns."""
         if not self.training:
             return self.embed(self.normalised(images_of(batched_inputs)))
-        iteration = self.stage.iteration + 1
-        pair = self._pair(batched_inputs, iteration)
+        iteration, pair = self._pair(batched_inputs)
         if self._optimizer is not None:
             self.stage.adam.lr = float(self._optimizer.param_groups[0]["lr"]) * self._lr_factor
         if torch.is_grad_enabled() and self._sheets.due(iteration):
             self._sheets.draw(self.stage, pair, iteration)
         with self.repeatable("dil stage 1", iteration):
-            result = self.stage(pair)
+            result = self.stage(pair, iteration)
         losses: Losses = {f"loss_dil_{name}": term for name, term in result.terms.items()}
         if torch.is_grad_enabled():
+            self._iteration = iteration
             self._stats.add(result.stats)
-            if world_size() > 1:
-                first = next(iter(losses))
-                losses[first] = losses[first] + self._touch()
-        return losses
+        return self.reached(losses)
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] to the robust feature behind its bottleneck, [B, D]."""
@@ -94,21 +88,17 @@ class DIL(DILArchitecture):
         self._optimizer = optimizer
 
     def untouched(self) -> list[nn.Parameter]:
-        """What the iteration that was completed last does not train: its phase gives it no gradient."""
+        """What the last training step does not train: its phase gives it no gradient."""
         stage, options = self.stage, self.stage.options
-        paired = self._schedule.phase(stage.iteration) == "paired"
+        paired = self._schedule.phase(self._iteration) == "paired"
         parts: list[nn.Module] = [] if paired else [stage.degradation_encoder.conv3_sync]
         ablated = f"{'paired' if paired else 'unpaired'}.identity" in options.ablate
         if not options.weights.identity or ablated or (paired and not options.predictions_agree):
             parts += [stage.content_encoder.head.identity, stage.content_encoder.classifier]
         return [parameter for part in parts for parameter in part.parameters()]
 
-    def _touch(self) -> Tensor:
-        """Zero, reached from every trained parameter: data-parallel training waits for all of them."""
-        trained = [part for part in self.parameters() if part.requires_grad]
-        return torch.stack([part.sum() for part in trained]).sum() * 0.0
-
-    def _pair(self, batch: Batch, iteration: int) -> Pair:
+    def _pair(self, batch: Batch) -> tuple[int, Pair]:
+        """The iteration that a batch was made for, from 1, and its pairs."""
         missing = [key for key in (WORSE_IMAGES, WORSE_TARGETS, ITERATION) if key not in batch]
         if missing:
             raise DataError(
@@ -117,17 +107,10 @@ class DIL(DILArchitecture):
                 expected=f"the keys {', '.join(missing)}, for MODEL.META_ARCHITECTURE DIL",
                 remedy="Let the plugin's train loader make the pairs; it takes no data set or sampler of the caller's.",
             )
-        made_for = int(batch[ITERATION][0])
-        if torch.is_grad_enabled() and made_for != iteration:
-            raise DataError(
-                f"DIL batch of iteration {iteration}",
-                value=f"made for iteration {made_for}",
-                expected="loader and model at the same iteration",
-                remedy="Continue with --resume, which sets both.",
-            )
-        phase = self._schedule.phase(made_for)
+        iteration = int(batch[ITERATION][0])
+        phase = self._schedule.phase(iteration)
         better, worse = (self.normalised(batch[key]) for key in ("images", WORSE_IMAGES))
         if phase == "paired":
-            return Pair(phase, better, worse)
+            return iteration, Pair(phase, better, worse)
         labels = (batch[key].to(self.device) for key in ("targets", WORSE_TARGETS))
-        return Pair(phase, better, worse, *labels)
+        return iteration, Pair(phase, better, worse, *labels)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qsd_plugin.core.distributed import rank
+from qsd_plugin.core.distributed import rank, world_size
 from qsd_plugin.core.streams import torch_stream
 from qsd_plugin.hosts.fastreid.meta_arch.dil_config import check_config
 
@@ -54,6 +54,18 @@ class DILArchitecture(nn.Module):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(torch_stream(self._seed, purpose, rank(), step).initial_seed())
             yield
+
+    def reached(self, losses: Losses) -> Losses:
+        """The losses, across ranks with a zero added that every trained parameter has a part in.
+
+        Data-parallel training waits for the gradients of all parameters, and a phase or a loss that is off leaves some
+        without. In a single process, and without gradients, nothing changes.
+        """
+        if world_size() == 1 or not torch.is_grad_enabled():
+            return losses
+        zero = torch.stack([part.sum() for part in self.parameters() if part.requires_grad]).sum() * 0.0
+        first, *_ = losses
+        return {**losses, first: losses[first] + zero}
 
 
 def images_of(batch: Batch | Tensor) -> Tensor:

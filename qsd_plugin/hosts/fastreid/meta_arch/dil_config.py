@@ -215,7 +215,7 @@ def _check_stage2(cfg: Any) -> None:
             "DATALOADER.SAMPLER_TRAIN",
             value=cfg.DATALOADER.SAMPLER_TRAIN,
             expected=f"one that repeats identities, for the triplets of DIL.STAGE2_OPTIONS.{triplets[0]}",
-            remedy="NaiveIdentitySampler draws DATALOADER.NUM_INSTANCE images of each identity.",
+            remedy="SeededIdentitySampler draws DATALOADER.NUM_INSTANCE images of each identity.",
         )
 
 

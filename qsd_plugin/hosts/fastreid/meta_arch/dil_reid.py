@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qsd_plugin.core.distributed import rank
 from qsd_plugin.core.errors import ConfigError
 from qsd_plugin.core.streams import torch_stream
 from qsd_plugin.hosts.fastreid.dil_files import load_stage1, load_teacher, read_bank, start_trunk
@@ -42,8 +41,8 @@ class DILReID(DILArchitecture):
     forward renders the batch with replayed degradations and returns ``loss_dil_*``; evaluation returns
     ``DIL.STAGE2_OPTIONS.FEATURE``, [B, D].
 
-    Which codes are replayed, and dropout, depend on (seed, rank, step), and the step is a buffer: a resumed training
-    goes on exactly. Across ranks: local means; each rank replays codes of its own.
+    Which codes are replayed depends on (seed, step), dropout on the rank, too, and the step is a buffer: a resumed
+    training goes on exactly. Across ranks: local means, and triplets and draws as those of one process.
 
     Args:
         cfg: The host's config.
@@ -106,7 +105,7 @@ class DILReID(DILArchitecture):
         if torch.is_grad_enabled():
             self.steps.add_(1)
             self._stats.add(_accuracies(outputs.logits, logits, labels))
-        return losses
+        return self.reached(losses)
 
     def _replayed(self, images: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
         if self._mode == "none":
@@ -117,9 +116,7 @@ class DILReID(DILArchitecture):
                 expected=f"the checkpoint of stage 1, for DIL.REPLAY.MODE {self._mode}",
                 remedy="RECIPE.NAME dil trains it first (--stage stage1); without stage 1 set DIL.REPLAY.MODE none.",
             )
-        replayed: tuple[Tensor, Tensor | None] = self.dil_replay(
-            images, torch_stream(self._seed, "dil replay", rank(), step)
-        )
+        replayed: tuple[Tensor, Tensor | None] = self.dil_replay(images, torch_stream(self._seed, "dil replay", step))
         return replayed
 
 

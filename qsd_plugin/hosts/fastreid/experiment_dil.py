@@ -18,7 +18,7 @@ from qsd_plugin.hosts.fastreid import recipes_dil, training_stages
 from qsd_plugin.hosts.fastreid.compose import evaluated_architecture
 from qsd_plugin.hosts.fastreid.experiment_recipes import Needs
 from qsd_plugin.hosts.fastreid.experiment_training import Trained, trained_stage, training_alone
-from qsd_plugin.hosts.fastreid.quality import FILE, label_files
+from qsd_plugin.hosts.fastreid.quality import FILE
 from qsd_plugin.hosts.fastreid.recipes_dil import Folders
 from qsd_plugin.report.experiment import DIL_STAGES, LABELS
 
@@ -115,9 +115,6 @@ def dil_block(arms: Mapping[str, Any], folders: Mapping[str, Folders]) -> list[S
             inputs = recipes_dil.own_files(stage1, "TEACHER")
             stages[own.stage1] = training_alone(own.stage1, stage1, data, recipes_dil.stage1_keys(stage1), inputs)
         stage2 = recipes_dil.stage2_config(cfg, root, own)
-        if wants_labels(cfg):
-            files = tuple(map(str, label_files(cfg)))
-            stage2 = training_stages.derive(stage2, root / own.stage2, QUALITY__FILES=files)
         if own.bank and own.bank not in stages:
             stages[own.bank] = recipes_dil.bank_stage(own.bank, stage2, items)
         if own.stage2 not in stages:

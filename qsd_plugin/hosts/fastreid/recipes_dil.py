@@ -117,11 +117,13 @@ def stage1_config(cfg: Any, root: Path, folders: Folders = FOLDERS) -> Any:
 
 def stage2_config(cfg: Any, root: Path, folders: Folders = FOLDERS) -> Any:
     """The config of the last stage, with the files of the ones before."""
-    paths = {
+    paths: dict[str, Any] = {
         "DIL__TEACHER": _teacher_file(cfg, root, folders),
         "DIL__STAGE1": cfg.DIL.STAGE1 or str(root / folders.stage1 / _CHECKPOINT),
         "DIL__BANK": str(root / folders.bank / CODES) if wants_bank(cfg) else cfg.DIL.BANK,
     }
+    if needs_labels(cfg) and cfg.QUALITY.SOURCE == FILE:
+        paths["QUALITY__FILES"] = tuple(map(str, label_files(cfg)))
     return training_stages.derive(cfg, root / folders.stage2, **paths)
 
 

@@ -35,10 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with Image.open(file) as image:
             dark = image.point(lambda value: value * 0.15)
         dark.save(file, quality=95)
-    torch.manual_seed(0)
-    stored(build(dil_cfg(folder)), folder / "stage1.pth")
-    torch.manual_seed(1)
-    stored(build(dil_cfg(folder)), folder / "other.pth")
+    model = build(dil_cfg(folder))
+    stored(model, folder / "stage1.pth")
+    with torch.no_grad():
+        for parameter in model.stage.degradation_encoder.parameters():
+            parameter.mul_(1.1)
+    stored(model, folder / "other.pth")
     return folder
 
 

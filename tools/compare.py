@@ -4,7 +4,7 @@
     python tools/compare.py logs/qsd/real [--reference ARM] [--split SPLIT] [--json FILE] [--markdown FILE]
 
 Prints the Markdown page and writes it as comparison.md, with comparison.json and comparison.png, to the folder; of one
-split as comparison_SPLIT.md and so on.
+split as comparison_SPLIT.md and so on. Test sets with levels of degradation add comparison_severity.png.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from qsd_plugin.core.errors import QSDPluginError
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.report.aggregate import summarise
 from qsd_plugin.report.bootstrap import DRAWS
-from qsd_plugin.report.comparison import as_markdown, verdict
+from qsd_plugin.report.comparison import as_markdown, means_over_levels, verdict
+from qsd_plugin.report.curve_pictures import draw_over_severity
 from qsd_plugin.report.experiment import BASELINE, chosen_arms, load_description, of_split
 from qsd_plugin.report.forest import draw_differences
 
@@ -62,6 +63,10 @@ def compare(arguments: argparse.Namespace) -> None:
     write_atomically(arguments.json or arguments.folder / f"{stem}.json", json.dumps(summary, indent=1).encode())
     write_atomically(arguments.markdown or arguments.folder / f"{stem}.md", text.encode())
     draw_differences(summary, arguments.picture or arguments.folder / f"{stem}.png")
+    panels = means_over_levels(summary)
+    if panels:
+        number = summary["primary"].rpartition("/")[2]
+        draw_over_severity(panels, f"{number}, percent", arguments.folder / f"{stem}_severity.png")
     print(text)
 
 

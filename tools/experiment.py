@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run an experiment: arms x seeds x splits of a recipe, all arms of a seed from one baseline, or with one teacher.
+"""Run an experiment: arms x seeds x splits of one recipe or several; arms of a seed share what they have in common.
 
     python tools/experiment.py projects/QSD/experiments/real.yml --jobs 2 DATA.LIST /data/images.csv
 
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--from-stage",
         metavar="NAME",
-        help="run this stage again: an arm, or a shared one (baseline, labels; teacher, cache) and all arms",
+        help="run this stage again, and what is made from it: an arm, or a shared one as --list names it",
     )
     parser.add_argument("--accept-stale", action="store_true", help="keep finished stages with other settings")
     parser.add_argument(
@@ -51,8 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
     """List or run what the command line asks for; the number of failed stages, at most 1."""
     experiment = read_experiment(arguments.experiment)
     arms = chosen_arms(experiment, arguments.only)
-    if arguments.from_stage not in (None, *RESERVED):
-        chosen_arms(experiment, [arguments.from_stage])
     options = list(arguments.opts)
     if len(options) % 2:
         raise ConfigError("Options at the end of the command line", value=options, expected="pairs KEY VALUE")
@@ -64,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     from qsd_plugin.hosts.fastreid import experiments
 
     plan = experiments.Plan(experiment, arms, options, redo=arguments.from_stage, accept_stale=arguments.accept_stale)
+    if arguments.from_stage is not None and arguments.from_stage not in (*RESERVED, *plan.stages):
+        chosen_arms(experiment, [arguments.from_stage])
     if arguments.list:
         print(tabulate(experiments.listing(plan), headers=["split", "seed", *plan.stages], tablefmt="simple"))
         return 0

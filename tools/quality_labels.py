@@ -2,6 +2,7 @@
 """Make quality labels of training images, check label files, or compare them.
 
     python tools/quality_labels.py --config-file CONFIG --weights MODEL.pth --output FOLDER [KEY VALUE ...]
+    python tools/quality_labels.py --config-file CONFIG --dil-stage1 STAGE1.pth --output FOLDER [KEY VALUE ...]
     python tools/quality_labels.py --config-file CONFIG --folds 5 --output FOLDER [KEY VALUE ...]
     python tools/quality_labels.py --onnx MODEL.onnx --output FOLDER DATASETS.NAMES "('Market1501',)"
     python tools/quality_labels.py --embeddings FILE.npz --output FOLDER [DATASETS.NAMES "('Market1501',)"]
@@ -10,8 +11,9 @@
 
 Making labels writes FOLDER/<data set>.npz, a report (check.json) and a histogram. --weights embeds the images with one
 checkpoint. --folds trains one network per part of the identities on all others (as RECIPE.BASELINE says; finished ones
-are kept) and lets each label the part that it never saw. --onnx runs any model that takes images. --embeddings reads
-the arrays keys, embeddings and, where no data set is named, identities.
+are kept) and lets each label the part that it never saw. --dil-stage1 reads the severity of its degradation off every
+image, by a checkpoint of DIL's stage 1. --onnx runs any model that takes images. --embeddings reads the arrays keys,
+embeddings and, where no data set is named, identities.
 
 --check compares label files with the training images, one file per data set. --compare prints rank correlations
 between files and, with --severity on SyntheticPedestrians, with the true severity of every degradation.
@@ -52,10 +54,11 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line; ``KEY VALUE`` pairs may follow a list of files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="needed for --weights and --folds")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="needed for --weights, --folds, --dil-stage1")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--weights", metavar="FILE", help="checkpoint of the network that embeds the images")
     action.add_argument("--folds", type=int, metavar="K", help="cross-fitting: train K networks, K >= 2")
+    action.add_argument("--dil-stage1", metavar="FILE", help="checkpoint of DIL's stage 1, or the authors' folder")
     action.add_argument("--onnx", metavar="FILE", help="ONNX model with one image input [B, 3, H, W]")
     action.add_argument("--embeddings", metavar="FILE", help=".npz with keys, embeddings and perhaps identities")
     action.add_argument("--check", nargs="+", metavar="FILE", help="label files, in the order of DATASETS.NAMES")
@@ -101,7 +104,7 @@ def load_config(arguments: argparse.Namespace) -> Any:
     cfg = get_cfg()
     if arguments.config_file:
         cfg.merge_from_file(arguments.config_file)
-    elif arguments.weights or arguments.folds is not None:
+    elif arguments.weights or arguments.dil_stage1 or arguments.folds is not None:
         raise ConfigError("--config-file is missing", remedy="The network that labels the images is described there.")
     cfg.merge_from_list(arguments.opts)
     cfg.MODEL.META_ARCHITECTURE = base_architecture(cfg)
@@ -128,6 +131,11 @@ def make(cfg: Any, arguments: argparse.Namespace) -> None:
     items = {name: training_set(cfg, name, combineall=cfg.DATASETS.COMBINEALL)[1] for name in cfg.DATASETS.NAMES}
     if arguments.weights:
         labelling.make_labels(cfg, Path(arguments.weights), items, output)
+    elif arguments.dil_stage1:
+        from qsd_plugin.hosts.fastreid.dil_quality import make_severity_labels
+
+        cfg.QUALITY.SEVERITY.STAGE1 = arguments.dil_stage1
+        make_severity_labels(cfg, items, output)
     elif arguments.folds is not None:
         make_cross_fitted(cfg, arguments, items, output)
     elif arguments.onnx:

@@ -28,7 +28,7 @@ from qsd_plugin.report.per_trial import PerTrial, load_outcome
 Runs = dict[tuple[str, int], PerQuery | PerTrial]
 
 #: Settings that differ between arms without making a difference.
-_INDIFFERENT = ("OUTPUT_DIR", "MODEL.WEIGHTS", "QUALITY.FILES")
+_INDIFFERENT = ("OUTPUT_DIR", "MODEL.WEIGHTS", "QUALITY.FILES", "DIL.TEACHER", "DIL.STAGE1", "DIL.BANK")
 
 
 def load_runs(experiment: Experiment) -> dict[str, Runs]:
@@ -107,6 +107,7 @@ def summarise(experiment: Experiment, *, reference: str, draws: int = DRAWS, see
                 "about": experiment.arms[arm].about if arm in experiment.arms else TRAINED[arm],
                 "runs": len(runs),
                 "metrics": _means(runs),
+                "training": _trainings(experiment, arm, runs),
                 "config": _config_difference(one["settings"], settings[arm]["settings"]),
             }
             for arm, runs in arms.items()
@@ -199,6 +200,22 @@ def _results(experiment: Experiment, arm: str, block: tuple[str, int]) -> dict[s
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
+def _trainings(experiment: Experiment, arm: str, runs: Runs) -> dict[str, dict[str, float]]:
+    """Steps, images and seconds per step of each training behind an arm, means over its runs."""
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for block in runs:
+        for stage, cost in _results(experiment, arm, block).get("training", {}).items():
+            if cost:
+                found[stage].append(cost)
+    return {
+        stage: {
+            key: float(np.mean([cost[key] for cost in costs if key in cost]))
+            for key in dict.fromkeys(key for cost in costs for key in cost)
+        }
+        for stage, costs in found.items()
+    }
+
+
 def _sizes(experiment: Experiment, arm: str, runs: Runs, split: str) -> dict[str, int]:
     block = next((block for block in runs if block[0] == split), None)
     if block is None:
@@ -234,8 +251,13 @@ def _conditions(settings: Mapping[str, Any]) -> str:
     network = " ".join(
         (settings["MODEL.BACKBONE.NAME"].removeprefix("build_"), settings["MODEL.BACKBONE.DEPTH"])
     ).strip()
+    if str(settings.get("MODEL.META_ARCHITECTURE")).startswith("DIL"):
+        network = f"DIL's networks at width {settings['DIL.WIDTH']:g}"
     epochs = settings["SOLVER.MAX_EPOCH"]
-    if settings["RECIPE.NAME"] == "qsd":
+    if settings["RECIPE.NAME"] == "dil":
+        before = f"{settings['RECIPE.DIL.TEACHER.MAX_EPOCH']} and {settings['RECIPE.DIL.STAGE1.MAX_EPOCH']} epochs"
+        training = f"teacher and stage 1 {before}, stage 2 {epochs} epochs"
+    elif settings["RECIPE.NAME"] == "qsd":
         training = f"baseline {settings['RECIPE.BASELINE.MAX_EPOCH']} epochs, fine-tuning {epochs} epochs"
     else:
         training = f"{epochs} epochs from scratch"

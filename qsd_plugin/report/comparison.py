@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from tabulate import tabulate
 
 from qsd_plugin.report.aggregate import difference
-from qsd_plugin.report.conditions import MEAN
+from qsd_plugin.report.conditions import MEAN, level_panels
+from qsd_plugin.report.curve_pictures import LevelPanel
 from qsd_plugin.report.per_query import GROUPS
 
 _TITLES = {"rank1": "R1"}
@@ -31,6 +33,7 @@ def as_markdown(summary: Summary) -> str:
         parts += [f"`{summary['methods'][0]}` minus each control, {summary['primary']}:", _controls_table(summary)]
     parts += [
         *_conditions_of_images(summary),
+        *_training_cost(summary),
         "**Verdict, by rule.** " + " ".join(verdict(summary)),
         f"Settings that differ from `{summary['reference']}`:",
     ]
@@ -149,6 +152,32 @@ def _conditions_of_images(summary: Summary) -> list[str]:
     headers = ["images", f"{reference}", *(f"{arm} - {reference}" for arm in others)]
     table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
     return [f"By quality of the images (`{MEAN}/` above is the mean over the degraded ones), [95 % interval]:", table]
+
+
+def _training_cost(summary: Summary) -> list[str]:
+    """Images seen and time per step of all trainings behind each arm; nothing where no run has stored them."""
+    rows = []
+    for arm, row in summary["arms"].items():
+        stages = row.get("training", {})
+        if stages:
+            times = {stage: cost.get("seconds_per_step", math.nan) for stage, cost in stages.items()}
+            steps = "; ".join(f"{stage} {stages[stage]['steps']:.0f} x {time:.3f} s" for stage, time in times.items())
+            seconds = sum(stages[stage]["steps"] * time for stage, time in times.items())
+            rows.append([arm, f"{sum(cost['images'] for cost in stages.values()):.0f}", steps, f"{seconds:.0f}"])
+    if not rows:
+        return []
+    headers = ["arm", "images seen", "trainings: steps x time per step", "seconds"]
+    table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+    return ["What the trainings took, by the host's timing (median; mean over the runs):", table]
+
+
+def means_over_levels(summary: Summary) -> dict[str, LevelPanel]:
+    """Mean of the primary number of every arm over the levels of each degradation; empty where there are no levels."""
+    means = {
+        arm: {metric: found["mean"] for metric, found in row["metrics"]["all"].items()}
+        for arm, row in summary["arms"].items()
+    }
+    return level_panels(means, summary["primary"].rpartition("/")[2])
 
 
 def _thirds_table(summary: Summary) -> str:

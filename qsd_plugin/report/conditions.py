@@ -1,4 +1,4 @@
-"""Tables of results under several conditions, whose names are ``<level>/<side>/<number>``."""
+"""Tables of results under several conditions, whose names are ``<level>/<side>/<number>`` or ``<level>/<number>``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
+from qsd_plugin.report.curve_pictures import LevelPanel
+
 #: In the place of a condition: the mean over all degraded ones, of trials.
 MEAN = "mixed"
+#: The condition of images as they are.
+CLEAN = "clean"
+#: Degradations whose amount is what is left of the image: the smaller, the worse.
+_REMAINS = ("lowres", "px")
 
 
 def has_conditions(numbers: Mapping[str, float]) -> bool:
@@ -31,3 +37,33 @@ def arm_table(arms: Mapping[str, Mapping[str, float]]) -> str:
     names = [name for name in next(iter(arms.values())) if "/" in name]
     body = [[name, *(f"{numbers[name]:.1f}" for numbers in arms.values())] for name in names]
     return tabulate(body, headers=["result", *arms], tablefmt="github", disable_numparse=True)
+
+
+def level_panels(arms: Mapping[str, Mapping[str, float]], number: str) -> dict[str, LevelPanel]:
+    """One number of several models over the levels of each degradation, for a picture.
+
+    Args:
+        arms: Results by name, by model; the same names for all.
+        number: Last part of the names, such as ``mAP``.
+
+    Returns:
+        A panel per degradation, and per side where there are sides; the images as they are come first in each, where
+        they have a result.
+    """
+    found: dict[str, list[tuple[float, str]]] = {}
+    for name in next(iter(arms.values())):
+        condition, _, own = name.rpartition("/")
+        level, *side = condition.split("/")
+        kind, dash, amount = level.rpartition("-")
+        if own == number and dash:
+            worse = -float(amount) if kind in _REMAINS else float(amount)
+            found.setdefault(", ".join([kind, *side]), []).append((worse, name))
+    clean = f"{CLEAN}/{number}"
+    panels = {}
+    for title, levels in found.items():
+        names = [name for _, name in sorted(levels)]
+        ticks = [name.split("/")[0].rpartition("-")[2] for name in names]
+        if all(clean in numbers for numbers in arms.values()):
+            names, ticks = [clean, *names], [CLEAN, *ticks]
+        panels[title] = LevelPanel(ticks, {arm: [numbers[name] for name in names] for arm, numbers in arms.items()})
+    return panels

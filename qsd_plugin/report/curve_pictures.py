@@ -1,8 +1,12 @@
-"""Pictures of error rates: DET curves of several sets, and error-versus-discard curves of several quality measures."""
+"""Pictures of error rates: DET curves of several sets, error-versus-discard curves of several quality measures.
+
+And results over the severity of a degradation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +20,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LevelPanel:
+    """Results under one degradation.
+
+    Args:
+        ticks: Of the levels, mildest first, L of them.
+        means: L results of each arm, by its name.
+    """
+
+    ticks: Sequence[str]
+    means: Mapping[str, Sequence[float]]
 
 
 def draw_det(curves: Mapping[str, tuple[Array, Array]], path: Path) -> None:
@@ -55,6 +72,32 @@ def draw_error_discard(curves: Mapping[str, Curve], path: Path) -> None:
     axis.set_ylabel("error rate of the others")
     axis.set_ylim(bottom=0)
     _finish(figure, axis, path)
+
+
+def draw_over_severity(panels: Mapping[str, LevelPanel], metric: str, path: Path) -> None:
+    """Results over the levels of each degradation as a PNG at ``path``: a panel per degradation, a line per arm.
+
+    Args:
+        panels: By title.
+        metric: Text of the vertical axis.
+        path: Where to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(panels) + 1.6, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, panel) in zip(axes, panels.items(), strict=True):
+        for arm, points in panel.means.items():
+            axis.plot(range(len(points)), points, marker="o", markersize=3, linewidth=1.2, label=arm)
+        axis.set_xticks(range(len(panel.ticks)), panel.ticks, fontsize=8)
+        axis.set_title(title, fontsize=9)
+        axis.grid(True, linewidth=0.3)
+    axes[0].set_ylabel(metric)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
 
 
 def _axes() -> tuple[Figure, Axes]:

@@ -13,13 +13,18 @@ from qsd_plugin.core.files import write_atomically
 
 #: Where an experiment's folder keeps its description.
 DESCRIPTION = "experiment.json"
-#: Stage folders beside those of the arms: what QSD's arms share, what QUD's arms share, the pictures.
+#: Stage folders beside those of the arms: what QSD's arms share, what QUD's and DIL's arms share, the pictures.
 BASELINE, LABELS = "baseline", "labels"
 TEACHER, CACHE = "teacher", "cache"
+DIL_STAGES = ("dil_teacher", "dil_stage1", "dil_bank", "dil_stage2")
 PICTURES = "report"
-RESERVED = (BASELINE, LABELS, TEACHER, CACHE, PICTURES)
-#: Shared stages that are trained, and so have a row in the tables.
-TRAINED = {BASELINE: "where all arms start", TEACHER: "whom the students learn from"}
+RESERVED = (BASELINE, LABELS, TEACHER, CACHE, *DIL_STAGES, PICTURES)
+#: Shared stages that are evaluated, and so have a row in the tables.
+TRAINED = {
+    BASELINE: "where all arms start",
+    TEACHER: "whom the students learn from",
+    DIL_STAGES[0]: "where DIL starts: its network without DIL",
+}
 
 _FIELDS = (
     "config",
@@ -33,20 +38,22 @@ _FIELDS = (
     "controls",
     "pictures",
 )
-_ARM_FIELDS = ("about", "overrides")
+_ARM_FIELDS = ("about", "overrides", "config")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to fine-tune from the baseline.
+    """One way to train.
 
     Args:
         about: What it is, in words, for the tables.
         overrides: Config values by dotted key.
+        config: Config file instead of the experiment's; empty: the experiment's.
     """
 
     about: str
     overrides: dict[str, Any] = field(default_factory=dict)
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,9 @@ def read_experiment(file: str | Path) -> Experiment:
     """Read an experiment's YAML file.
 
     Fields: ``config`` (relative to the file), ``output``, ``overrides``, ``seeds``, ``splits`` (name: overrides; left
-    out: one split without overrides), ``arms`` (name: ``about`` and ``overrides``), ``reference`` (default: the first
-    arm), ``methods`` and ``controls`` (lists of arms), ``pictures``. Overrides are nested or have dotted keys.
+    out: one split without overrides), ``arms`` (name: ``about``, ``overrides`` and, for one of another recipe, a
+    ``config`` of its own), ``reference`` (default: the first arm), ``methods`` and ``controls`` (lists of arms),
+    ``pictures``. Overrides are nested or have dotted keys; an arm's go over those of all.
 
     Raises:
         ConfigError: The file or its config is missing, or a field is unknown, missing or of the wrong kind.
@@ -136,14 +144,12 @@ def read_experiment(file: str | Path) -> Experiment:
     for name in ("config", "output", "seeds", "arms"):
         if not fields.get(name):
             raise ConfigError(f"{where} {name} is missing", expected=f"the fields {', '.join(_FIELDS[:6])}")
-    config = path.parent / str(fields["config"])
-    if not config.is_file():
-        raise ConfigError(f"{where} config", value=str(fields["config"]), expected=f"a config file, found at {config}")
-    arms = _arms(fields["arms"], where)
+    config = _config_file(path, fields["config"], f"{where} config")
+    arms = _arms(fields["arms"], where, path)
     splits = _mapping(fields.get("splits") or {"all": {}}, f"{where} splits")
     return Experiment(
         name=path.stem,
-        config=str(config),
+        config=config,
         output=str(fields["output"]),
         overrides=flat(fields.get("overrides") or {}, f"{where} overrides"),
         seeds=_seeds(fields["seeds"], where),
@@ -187,14 +193,22 @@ def of_split(experiment: Experiment, split: str) -> Experiment:
     return replace(experiment, name=f"{experiment.name}, {split}", splits={split: experiment.splits[split]})
 
 
-def _arms(value: Any, where: str) -> dict[str, Arm]:
+def _config_file(experiment: Path, name: Any, what: str) -> str:
+    file = experiment.parent / str(name)
+    if not file.is_file():
+        raise ConfigError(what, value=str(name), expected=f"a config file, found at {file}")
+    return str(file)
+
+
+def _arms(value: Any, where: str, path: Path) -> dict[str, Arm]:
     arms: dict[str, Arm] = {}
     for name, fields in _mapping(value, f"{where} arms").items():
-        if name in RESERVED:
+        if name in RESERVED or name.startswith(tuple(f"{stage}-" for stage in DIL_STAGES)):
             raise ConfigError(f"{where} arms", value=name, expected="a name that is not one of the recipe's own stages")
         fields = _mapping(fields or {}, f"{where} arm {name}", _ARM_FIELDS)
         overrides = flat(fields.get("overrides") or {}, f"{where} arm {name}: overrides")
-        arms[name] = Arm(str(fields.get("about", "")), overrides)
+        config = _config_file(path, fields["config"], f"{where} arm {name}: config") if fields.get("config") else ""
+        arms[name] = Arm(str(fields.get("about", "")), overrides, config)
     return arms
 
 

@@ -18,7 +18,7 @@ from qsd_plugin.hosts import fastreid as host
 
 host.activate()
 
-from qsd_plugin.hosts.fastreid import experiment_stages, experiments, loaders, training_stages  # noqa: E402  (need the activated host)
+from qsd_plugin.hosts.fastreid import experiment_training, experiments, training_stages, watched_loader  # noqa: E402  (need the activated host)
 from qsd_plugin.report.experiment import read_experiment  # noqa: E402
 from qsd_plugin.report.per_query import PerQuery  # noqa: E402
 from tools import experiment as tool  # noqa: E402
@@ -55,7 +55,7 @@ def finished(file: Path) -> dict[str, Any]:
     plan = experiments.Plan(read_experiment(file), ["finetune", "qsd"])
     said: list[list[str]] = [[], [], []]
     batches: dict[str, list[list[str]]] = {}
-    train, following = training_stages.train, loaders._WatchedIterator.__next__
+    train, following = training_stages.train, watched_loader.WatchedIterator.__next__
 
     def sabotaged(cfg: Any, *args: Any, **options: Any) -> Any:
         if "seed0/finetune" in cfg.OUTPUT_DIR:
@@ -73,7 +73,7 @@ def finished(file: Path) -> dict[str, Any]:
             return batch
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loaders._WatchedIterator, "__next__", remember)
+            patch.setattr(watched_loader.WatchedIterator, "__next__", remember)
             return train(cfg, *args, **options)
 
     failures = []
@@ -131,7 +131,7 @@ def _order(cfg: Any) -> list[list[str]]:
     """Image paths of the batches of the first epoch of a training of ``cfg``, which is not trained."""
     from fastreid import engine
 
-    engine.default_setup(cfg, experiment_stages._ARGUMENTS)
+    engine.default_setup(cfg, experiment_training.ARGUMENTS)
     trainer = engine.DefaultTrainer(cfg)
     batches = iter(trainer.data_loader)
     return [list(next(batches)["img_paths"]) for _ in range(trainer.iters_per_epoch)]
@@ -145,7 +145,7 @@ def test_results_per_query_are_those_of_the_host_s_evaluation(finished: dict[str
     cfg = experiments.block_config(finished["plan"], "all", 1, "qsd")
     expected = training_stages.evaluate(
         training_stages.derive(cfg, folder.parent / "evaluation", MODEL__WEIGHTS=str(folder / "model_final.pth")),
-        experiment_stages._ARGUMENTS,
+        experiment_training.ARGUMENTS,
     )
     assert run.metrics().mean(axis=0) == pytest.approx([expected[key] for key in ("Rank-1", "mAP", "mINP")], abs=1e-3)
     stored = json.loads((folder / "results.json").read_text())
@@ -184,7 +184,7 @@ def test_comparison_names_both_arms(
         (["QSD.PARING", "inbatch"], "Did you mean"),
         (["SEED"], "pairs KEY VALUE"),
         (["--jobs", "0"], "--jobs: got 0"),
-        (["RECIPE.NAME", "none"], "qsd or qud or qgface in an experiment"),
+        (["RECIPE.NAME", "none"], "qsd or qud or qgface or dil in an experiment, or nothing"),
         (
             ["DATASETS.TESTS", "('Market1501', 'DukeMTMC')"],
             "one person re-identification set, or face test sets, in an experiment",
@@ -238,7 +238,7 @@ def test_progress_foresees_the_rest_from_the_mean_of_each_kind(finished: dict[st
     ("redo", "again"),
     [
         ("baseline", ["baseline", "labels", "finetune", "qsd", "report"]),
-        ("labels", ["labels", "finetune", "qsd", "report"]),
+        ("labels", ["labels", "qsd", "report"]),
         ("qsd", ["qsd", "report"]),
         (None, []),
     ],

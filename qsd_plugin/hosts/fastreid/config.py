@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qsd_plugin.hosts.fastreid.config_data import add_data_config
-from qsd_plugin.hosts.fastreid.config_dil import add_dil_config, add_dil_recipe_config
+from qsd_plugin.hosts.fastreid.config_degrade import add_degrade_config
+from qsd_plugin.hosts.fastreid.config_dil import add_dil_config, add_dil_recipe_config, add_severity_config
 from qsd_plugin.hosts.fastreid.config_mixed import add_mixed_config
 from qsd_plugin.hosts.fastreid.config_protocols import add_protocol_config
 from qsd_plugin.hosts.fastreid.config_qgface import add_qgface_head_config
@@ -21,6 +22,7 @@ def add_all_config(cfg: Any) -> None:
         add_run_config,
         add_loss_config,
         add_data_config,
+        add_degrade_config,
         add_protocol_config,
         add_mixed_config,
         add_quality_config,
@@ -35,6 +37,7 @@ def add_all_config(cfg: Any) -> None:
         add_qgface_contrast_config,
         add_dil_config,
         add_dil_recipe_config,
+        add_severity_config,
     ):
         add(cfg)
 
@@ -77,7 +80,8 @@ def add_quality_config(cfg: Any) -> None:
     if "QUALITY" in cfg:
         return
     cfg.QUALITY = node = type(cfg)()
-    # file (labels of QUALITY.FILES), embedding_norm, network (QUALITY.NETWORK), or import:module:function.
+    # file (labels of QUALITY.FILES), dil_severity (labels by QUALITY.SEVERITY, made at the first step), embedding_norm,
+    # network (QUALITY.NETWORK), or import:module:function.
     node.SOURCE = "file"
     # QUALITY.SOURCE network only. import:module:factory, a function without arguments that builds the network: RGB
     # images [B, 3, H, W], 0 to 255, to scores [B], 0 to 100.

@@ -81,6 +81,18 @@ def add_dil_recipe_config(cfg: Any) -> None:
     node.STAGE1.STEPS = [12]
 
 
+def add_severity_config(cfg: Any) -> None:
+    """``QUALITY.SEVERITY``: labels by the degradation codes of DIL's stage 1; needs the nodes QUALITY and DIL."""
+    if "SEVERITY" in cfg.QUALITY:
+        return
+    cfg.QUALITY.SEVERITY = node = type(cfg)()
+    # QUALITY.SOURCE dil_severity only. Checkpoint of stage 1 (MODEL.META_ARCHITECTURE DIL) at DIL.WIDTH, or a folder
+    # with the authors' files. Path; empty: DIL.STAGE1.
+    node.STAGE1 = ""
+    # Training images whose degraded copies (DIL.PAIRS.MIX and RATIO) show in which direction codes get worse. >= 10.
+    node.IMAGES = 1000
+
+
 def _add_stage1(node: Any) -> None:
     """``DIL.STAGE1_OPTIONS``: factors and choices of stage 1."""
     kind = type(node)

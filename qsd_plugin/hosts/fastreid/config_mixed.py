@@ -1,4 +1,4 @@
-"""``EVALUATION.MIXED``: face test sets with degraded images on one side or on both."""
+"""``EVALUATION.MIXED``: face test sets with degraded images on one side or on both, persons with degraded queries."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ def add_mixed_config(cfg: Any) -> None:
     if "EVALUATION" in cfg:
         return
     cfg.EVALUATION = type(cfg)()
-    # Test sets SyntheticFacesMixed, VerificationBinMixed, FacePairsMixed, TinyFaceMixed and SCfaceMixed.
+    # Test sets SyntheticFacesMixed, VerificationBinMixed, FacePairsMixed, TinyFaceMixed and SCfaceMixed; of persons
+    # Market1501Mixed, DukeMTMCMixed, MSMT17Mixed, CUHK03DetectedMixed, CUHK03LabeledMixed, ReIDFolderMixed,
+    # ReIDListMixed and SyntheticPedestriansMixed, which degrade the queries and nothing else.
     cfg.EVALUATION.MIXED = node = type(cfg)()
     # Levels, as DEGRADATION-NUMBER; results carry these names. lowres-S: QGFace's degraded view at the share S of each
     # side, above 0, up to 1 (the paper trains on 0.1 to 0.5). px-N: both sides N pixels and back, bilinear. Any other
     # registered degradation (blur, darkness, noise, compression, which is JPEG, ...) at a severity from 0 to 1.
     node.LEVELS = LOWRES_LEVELS
-    # one: the first image of each pair or the probes are degraded, the others clean. both: all are.
+    # Faces only. one: the first image of each pair or the probes are degraded, the others clean. both: all are.
     node.SIDES = ("one", "both")
     # What is random in a degradation depends on this and on the image's number in its test set only. >= 0.
     node.SEED = 0

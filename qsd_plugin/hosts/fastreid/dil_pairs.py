@@ -15,19 +15,17 @@ from PIL import Image as PILImage
 from qsd_plugin.core.distributed import rank
 from qsd_plugin.core.errors import ConfigError, DataError
 from qsd_plugin.core.streams import numpy_stream
-from qsd_plugin.degradations.dil_functions import draw_res
-from qsd_plugin.degradations.operations import replay
 from qsd_plugin.hosts.fastreid.meta_arch.dil import ITERATION, WORSE_IMAGES, WORSE_TARGETS
 from qsd_plugin.hosts.fastreid.meta_arch.dil_config import (
     STAGE1,
     check_config,
     images_per_rank,
     mix_of,
-    resolution_alone,
     schedule_of,
 )
 from qsd_plugin.hosts.fastreid.mlr_datasets import degraded_cameras
 from qsd_plugin.hosts.fastreid.samplers import SEEDED
+from qsd_plugin.hosts.fastreid.training_degradation import Mixture
 
 #: Arguments of the host's loader builder that are made here.
 OWN = ("cfg", "train_set", "sampler", "transforms", "partner")
@@ -124,17 +122,8 @@ def refuse_own(cfg: Any, options: Mapping[str, Any]) -> None:
 
 def degradation_of(cfg: Any) -> Degrade:
     """What ``DIL.PAIRS.MIX`` and ``RATIO`` say."""
-    mix, ratio = mix_of(cfg), (float(cfg.DIL.PAIRS.RATIO[0]), float(cfg.DIL.PAIRS.RATIO[1]))
-    alone = resolution_alone(cfg) and mix.probability == 1
-
-    def degrade(image: PILImage.Image, generator: np.random.Generator) -> PILImage.Image:
-        pixels = np.asarray(image)
-        if alone:
-            severity, numbers = draw_res(generator, pixels.shape[0], pixels.shape[1], ratio)
-            return PILImage.fromarray(replay(pixels, {"name": "dil_res", "severity": severity, **numbers}))
-        return PILImage.fromarray(mix.apply(pixels, generator)[0])
-
-    return degrade
+    ratio = float(cfg.DIL.PAIRS.RATIO[0]), float(cfg.DIL.PAIRS.RATIO[1])
+    return Mixture(mix_of(cfg), ratio).apply
 
 
 def pair_transforms(cfg: Any) -> Any:

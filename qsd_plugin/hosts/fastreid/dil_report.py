@@ -19,7 +19,8 @@ from qsd_plugin.hosts.fastreid import extract
 from qsd_plugin.hosts.fastreid.datasets import Item
 from qsd_plugin.hosts.fastreid.dil_files import load_stage1
 from qsd_plugin.hosts.fastreid.meta_arch.dil_config import build_networks
-from qsd_plugin.hosts.fastreid.report import as_table, by_quality, environment, load_test, rank_test
+from qsd_plugin.hosts.fastreid.report import as_table, by_quality, load_test, rank_test
+from qsd_plugin.hosts.fastreid.report_frame import environment
 from qsd_plugin.methods.dil import Networks
 from qsd_plugin.methods.dil.losses import pixel_loss
 

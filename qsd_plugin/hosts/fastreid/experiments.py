@@ -1,9 +1,9 @@
 """Runs an experiment: per (split, seed) what all arms share, then every arm from there, each stage resumable.
 
-The stages of a block lie in ``<output>/<split>/seed<k>/``: those that all arms share (``baseline`` and ``labels``;
-``teacher`` and ``cache`` for QUD; none for QGFace), and one folder per arm. What each does is in
-:mod:`~qsd_plugin.hosts.fastreid.experiment_stages`. An arm that fails leaves its traceback in ``error.txt`` and the
-others go on.
+The stages of a block lie in ``<output>/<split>/seed<k>/``: those that arms share (``baseline`` and ``labels``;
+``teacher`` and ``cache`` for QUD; ``dil_stage1`` and others for DIL; none for QGFace), and one folder per arm. What
+each does is in :mod:`~qsd_plugin.hosts.fastreid.experiment_stages`. A stage that fails leaves its traceback in
+``error.txt``; what is made from it is left out, and the others go on.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 from qsd_plugin.core.errors import ConfigError, StageError
 from qsd_plugin.core.files import write_atomically
 from qsd_plugin.core.progress import duration
-from qsd_plugin.core.stages import MARKER, Stage, run_recipe
+from qsd_plugin.core.stages import MARKER, run_recipe
 from qsd_plugin.hosts.fastreid import processes
-from qsd_plugin.hosts.fastreid.experiment_stages import RECIPES, check_arm, shared_stages, stages_of_block
-from qsd_plugin.report.experiment import PICTURES, RESERVED, Experiment
+from qsd_plugin.hosts.fastreid.experiment_stages import Block, check_arm
+from qsd_plugin.report.experiment import PICTURES, Experiment
 
 #: Where a failed stage leaves its traceback, and a block in a process of its own what it prints.
 ERROR, CONSOLE = "error.txt", "console.log"
@@ -55,14 +55,21 @@ class Plan:
 
     @property
     def stages(self) -> list[str]:
-        """Names of the stages of a block."""
-        return [*self.shared, *self.arms, *([PICTURES] if self.experiment.pictures else [])]
+        """Names of the stages of a block, in order."""
+        return list(self.needs)
 
     @functools.cached_property
-    def shared(self) -> list[str]:
-        """Names of the stages that come before the arms; without the first, if there is one, there are no arms."""
-        split, seed = self.experiment.blocks[0]
-        return shared_stages([block_config(self, split, seed, arm) for arm in self.arms])
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """Names of the stages of a block, each with those that it is made from."""
+        return block(self, *self.experiment.blocks[0]).needs
+
+    def made_from(self, stage: str) -> set[str]:
+        """Names of the stages that cannot be without ``stage``."""
+        found: set[str] = set()
+        for name, needed in self.needs.items():
+            if stage in needed or found & set(needed):
+                found.add(name)
+        return found
 
 
 @dataclass(frozen=True)
@@ -105,10 +112,8 @@ def check(plan: Plan) -> None:
     """Build the model of every arm once, so that a mistake in the last one does not come to light after hours."""
     split, seed = plan.experiment.blocks[0]
     for arm in plan.arms:
-        cfg = block_config(plan, split, seed, arm)
-        if cfg.RECIPE.NAME not in RECIPES:
-            raise ConfigError("RECIPE.NAME", value=cfg.RECIPE.NAME, expected=f"{' or '.join(RECIPES)} in an experiment")
-        check_arm(cfg)
+        check_arm(block_config(plan, split, seed, arm))
+    assert plan.needs  # arms that cannot be in one experiment raise here
 
 
 def block_config(plan: Plan, split: str, seed: int, arm: str | None = None) -> Any:
@@ -117,7 +122,7 @@ def block_config(plan: Plan, split: str, seed: int, arm: str | None = None) -> A
 
     experiment = plan.experiment
     cfg = get_cfg()
-    cfg.merge_from_file(experiment.config)
+    cfg.merge_from_file((experiment.arms[arm].config if arm else "") or experiment.config)
     own = experiment.splits[split] | (experiment.arms[arm].overrides if arm else {})
     fixed = {"SEED": seed, "OUTPUT_DIR": str(experiment.folder(split, seed))}
     for values in (experiment.overrides, own, fixed):
@@ -130,8 +135,10 @@ def block_config(plan: Plan, split: str, seed: int, arm: str | None = None) -> A
 
 def run_block(plan: Plan, split: str, seed: int, stage_ended: Callable[[Event], None]) -> None:
     """Run the stages of one (split, seed); a stage that fails is reported and the next one tried."""
-    root = plan.experiment.folder(split, seed)
-    for stage in block_stages(plan, split, seed):
+    root, lost = plan.experiment.folder(split, seed), set[str]()
+    for stage in block(plan, split, seed).stages():
+        if stage.name in lost:
+            continue
         start = time.monotonic()
         skipped = is_finished(root / stage.name)
         redo = stage.name if _is_redone(plan, stage.name) else None
@@ -140,18 +147,17 @@ def run_block(plan: Plan, split: str, seed: int, stage_ended: Callable[[Event], 
         except Exception as error:
             write_atomically(root / stage.name / ERROR, traceback.format_exc().encode())
             stage_ended(Event(split, seed, stage.name, None, f"{type(error).__name__}: {error}"))
-            if stage.name in plan.shared[:1]:
-                return  # nothing can start without it
+            lost |= plan.made_from(stage.name)
             continue
         (root / stage.name / ERROR).unlink(missing_ok=True)
         seconds = None if skipped and redo is None else time.monotonic() - start
         stage_ended(Event(split, seed, stage.name, seconds))
 
 
-def block_stages(plan: Plan, split: str, seed: int) -> list[Stage]:
-    """The stages of one block: what the arms share, the arms and, where the experiment wants them, the pictures."""
-    arms = {arm: block_config(plan, split, seed, arm) for arm in plan.arms}
-    return stages_of_block(block_config(plan, split, seed), arms, pictures=plan.experiment.pictures)
+def block(plan: Plan, split: str, seed: int) -> Block:
+    """What is run of one (split, seed)."""
+    every = {arm: block_config(plan, split, seed, arm) for arm in plan.experiment.arms}
+    return Block(block_config(plan, split, seed), every, plan.arms, pictures=plan.experiment.pictures)
 
 
 def is_finished(folder: Path) -> bool:
@@ -179,7 +185,7 @@ class Progress:
     """
 
     def __init__(self, plan: Plan, jobs: int, announce: Callable[[str], None]) -> None:
-        names, self._first = plan.stages, plan.shared[:1]
+        names, self._plan = plan.stages, plan
         self.failures: list[Event] = []
         self._left = [(block, stage) for block in plan.experiment.blocks for stage in names]
         self._total, self._jobs, self._announce = len(self._left), jobs, announce
@@ -188,12 +194,13 @@ class Progress:
     def stage_ended(self, event: Event) -> None:
         """Take down the end of a stage and announce it."""
         block = (event.split, event.seed)
-        lost = event.error and event.stage in self._first
-        self._left = [left for left in self._left if left != (block, event.stage) and not (lost and left[0] == block)]
+        lost = self._plan.made_from(event.stage) if event.error else set()
+        ended = {(block, stage) for stage in (event.stage, *lost)}
+        self._left = [left for left in self._left if left not in ended]
         if event.error:
             self.failures.append(event)
         elif event.seconds is not None:
-            self._seconds.setdefault(_kind(event.stage), []).append(event.seconds)
+            self._seconds.setdefault(self._kind(event.stage), []).append(event.seconds)
         what = "failed" if event.error else "skipped" if event.seconds is None else f"{duration(event.seconds)}"
         eta = self.remaining()
         text = f"[{self._total - len(self._left)}/{self._total}] {event.split} seed {event.seed} {event.stage}: {what}"
@@ -206,7 +213,11 @@ class Progress:
         if not known:
             return None
         typical = sum(known.values()) / len(known)
-        return sum(known.get(_kind(stage), typical) for _, stage in self._left) / self._jobs
+        return sum(known.get(self._kind(stage), typical) for _, stage in self._left) / self._jobs
+
+    def _kind(self, stage: str) -> str:
+        """What takes about as long as other stages of the kind: arms that go on from the same network."""
+        return f"arm {self._plan.needs[stage][:1]}" if stage in self._plan.arms else stage
 
 
 def _run_in_processes(plan: Plan, blocks: Sequence[tuple[str, int]], jobs: int, progress: Progress) -> None:
@@ -259,12 +270,7 @@ def _is_redone(plan: Plan, stage: str) -> bool:
     """Whether ``plan.redo`` takes a stage along: what it names, what is made from that, and pictures always."""
     if plan.redo is None:
         return False
-    made_from_it = plan.redo in plan.shared[1:] and stage in plan.arms
-    return plan.redo in (stage, *plan.shared[:1]) or made_from_it or stage == PICTURES
-
-
-def _kind(stage: str) -> str:
-    return stage if stage in RESERVED else "arm"
+    return stage in {plan.redo, PICTURES, *plan.made_from(plan.redo)}
 
 
 def _state(folder: Path) -> str:

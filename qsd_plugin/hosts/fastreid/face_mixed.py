@@ -23,12 +23,11 @@ from qsd_plugin.evaluation.arrays import Array
 from qsd_plugin.hosts.fastreid.face_identification import IDENTIFICATION
 from qsd_plugin.hosts.fastreid.face_pairs import PAIRS, bin_files
 from qsd_plugin.hosts.fastreid.face_protocol import FaceTest, Score, Sides
-from qsd_plugin.report.conditions import MEAN
+from qsd_plugin.report.conditions import CLEAN, MEAN
 from qsd_plugin.report.per_trial import PerTrial, join
 
 #: Which images are degraded: the first ones of pairs or the probes; all.
 SIDES = ("one", "both")
-CLEAN = "clean"
 #: Numbers of a protocol that are not repeated per condition; the JSON file has them all.
 _LEFT_OUT = ("metric", "TAR@FAR=1e-01", "Rank-5", "Rank-20", "worst third", "middle third", "best third")
 

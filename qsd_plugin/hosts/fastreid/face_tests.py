@@ -1,4 +1,7 @@
-"""Every face test set by its name in ``DATASETS.TESTS``, and what the mirror images do to it."""
+"""Every test set that is scored here and not by the host, by its name in ``DATASETS.TESTS``, and its mirror images.
+
+Those of faces, and those of persons whose queries are degraded.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,11 @@ from qsd_plugin.hosts.fastreid.face_mixed import MIXED
 from qsd_plugin.hosts.fastreid.face_pairs import PAIRS
 from qsd_plugin.hosts.fastreid.face_protocol import FaceTest, Score
 from qsd_plugin.hosts.fastreid.face_templates import TEMPLATES
+from qsd_plugin.hosts.fastreid.person_mixed import MIXED_PERSONS
 
-TESTS: dict[str, Callable[[Any], FaceTest]] = {**PAIRS, **IDENTIFICATION, **TEMPLATES, **MIXED}
+TESTS: dict[str, Callable[[Any], FaceTest]] = {**PAIRS, **IDENTIFICATION, **TEMPLATES, **MIXED, **MIXED_PERSONS}
+#: Those that ``EVALUATION.MIXED`` is about.
+WITH_LEVELS = frozenset({*MIXED, *MIXED_PERSONS})
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ logger = logging.getLogger("fastreid.qsd_plugin.qud")
 
 STAGE = "cache"
 
-#: Augmentations of ``INPUT`` that change an image in more ways than the cache holds: all of the host's but FLIP.
-OFFENDING = ("AFFINE", "AUGMIX", "AUTOAUG", "CJ", "CROP", "PADDING", "REA", "RPT")
+#: Augmentations of ``INPUT`` that change an image in more ways than the cache holds: all but FLIP.
+OFFENDING = ("AFFINE", "AUGMIX", "AUTOAUG", "CJ", "CROP", "DEGRADE", "PADDING", "REA", "RPT")
 #: What may be left of the host's training transforms without FLIP.
 _PLAIN_TRANSFORMS = ("Resize", "ToTensor")
 

@@ -36,11 +36,15 @@ from qsd_plugin.hosts.fastreid.feature_caching import plain_transforms, varying_
 from qsd_plugin.hosts.fastreid.folds import training_part
 from qsd_plugin.hosts.fastreid.pair_views import PairViews, host_transforms_config, pair_views, refuse_own_transforms
 from qsd_plugin.hosts.fastreid.samplers import build_sampler, names_explained
+from qsd_plugin.hosts.fastreid.training_degradation import (
+    TrainingDegradation,
+    refuse_foreign,
+    training_degradation,
+)
 from qsd_plugin.hosts.fastreid.training_views import TrainingViews, training_views, without_flip
+from qsd_plugin.hosts.fastreid.watched_loader import CORRUPT, WatchedLoader
 
 logger = logging.getLogger("fastreid.qsd_plugin.data")
-
-_CORRUPT = "corrupt_paths"  # batch key between the loader's workers and the main process
 
 _records: dict[str, CorruptImages] = {}
 
@@ -90,6 +94,7 @@ class TrainSet(CommDataset):  # type: ignore[misc]
             image as it is shown. ``views`` must draw the flips then, and not ``transform``.
         training_views: Makes two views of an image, or one: then ``images`` is the clean view and a sample also holds
             ``degraded_images``, or ``images`` is the only view.
+        degradation: What images go through first.
         pairs: Makes the pairs of DIL's stage 1: then ``images`` and ``targets`` are the better image's, and a sample
             also holds ``worse_images``, ``worse_targets`` and ``dil_iteration``. Nothing else of the above then.
     """
@@ -104,13 +109,14 @@ class TrainSet(CommDataset):  # type: ignore[misc]
         views: PairViews | None = None,
         features: CachedFeatures | None = None,
         training_views: TrainingViews | None = None,
+        degradation: TrainingDegradation | None = None,
         pairs: PairDraws | None = None,
     ) -> None:
         super().__init__(items, transform, relabel=True)
         self._pairs = pairs
         self._seed, self._partners, self._rank = seed, partners, rank()
         self._views = views or PairViews(seed, self._rank)
-        self._features, self._training_views = features, training_views
+        self._features, self._training_views, self._degradation = features, training_views, degradation
         self._members: defaultdict[Any, list[int]] = defaultdict(list)
         for index, item in enumerate(items):
             self._members[item[1]].append(index)
@@ -134,7 +140,7 @@ class TrainSet(CommDataset):  # type: ignore[misc]
         }
         if self._partners:
             sample |= self._partner(shown, draw, damaged)
-        sample[_CORRUPT] = "\n".join(damaged)
+        sample[CORRUPT] = "\n".join(damaged)
         return sample
 
     def _label(self, index: int) -> int:
@@ -155,6 +161,8 @@ class TrainSet(CommDataset):  # type: ignore[misc]
 
     def _shown(self, image: Any, shown: int, draw: int, prefix: str) -> dict[str, Any]:
         """All views of an image."""
+        if self._degradation is not None:
+            image = self._degradation(image, draw, prefix)
         if self._training_views is None:
             return self._view(image, shown, draw, prefix)
         sample: dict[str, Any] = {}
@@ -233,47 +241,6 @@ class CountingSampler(Sampler[int]):
             yield DrawnIndex(index, draw)
 
 
-class WatchedLoader:
-    """A host train loader whose batches report damaged images on the way to the trainer; else it is the host's loader.
-
-    Args:
-        loader: The host's loader over a :class:`TrainSet`.
-        record: Where damaged images are taken down.
-    """
-
-    def __init__(self, loader: Any, record: CorruptImages) -> None:
-        self.loader = loader
-        self.record = record
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return _WatchedIterator(iter(self.loader), self.record)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # while being unpickled
-            raise AttributeError(name)
-        return getattr(self.loader, name)
-
-
-class _WatchedIterator:
-    # A class and not a generator function: iter() starts the workers, as the host's loader does.
-    def __init__(self, batches: Iterator[dict[str, Any]], record: CorruptImages) -> None:
-        self._batches = batches
-        self._record = record
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self
-
-    def __next__(self) -> dict[str, Any]:
-        batch = next(self._batches)
-        damaged = [path for paths in batch.pop(_CORRUPT) for path in paths.splitlines()]
-        for path in self._record.report(damaged):
-            logger.warning("Training image cannot be decoded, another one of its identity takes its place: %s", path)
-        return batch
-
-
 def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(host_build)
     def build_reid_train_loader(*args: Any, **kwargs: Any) -> Any:
@@ -296,6 +263,7 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
             refuse_own_transforms()
         if sampler is None:
             sampler = build_sampler(cfg, items, sets)
+        degradation = training_degradation(cfg)
         seed, seeded = max(cfg.SEED, 0), isinstance(sampler, (SeededTrainingSampler, SeededIdentitySampler))
         if seeded and transforms is None and not partners and made is None:
             views = drawn_flips(cfg, views)  # those that a student with cached teacher embeddings sees
@@ -304,11 +272,18 @@ def _train_loader_builder(host_build: Callable[..., Any]) -> Callable[..., Any]:
         if seeded and varying_steps(transforms):
             views = dataclasses.replace(views or PairViews(seed, rank()), seeded=True)
         train_set = TrainSet(
-            items, transforms, seed=seed, partners=partners, views=views, features=features, training_views=made
+            items,
+            transforms,
+            seed=seed,
+            partners=partners,
+            views=views,
+            features=features,
+            training_views=made,
+            degradation=degradation,
         )
         with names_explained(cfg):
             loader = host_build(cfg, train_set=train_set, sampler=sampler, transforms=transforms)
-        if partners or views is not None or made is not None:
+        if partners or any(own is not None for own in (views, made, degradation)):
             loader.batch_sampler.sampler = CountingSampler(loader.batch_sampler.sampler)
         return _watched(cfg, loader, items)
 
@@ -335,6 +310,7 @@ def _pair_loader(host_build: Callable[..., Any], cfg: Any, options: dict[str, An
 
 def _foreign_loader(host_build: Callable[..., Any], cfg: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The host's loader over a training set of the caller's; all of it counts as one data set."""
+    refuse_foreign(cfg)
     items = getattr(kwargs["train_set"], "img_items", ())
     if kwargs.get("sampler") is None:
         kwargs["sampler"] = build_sampler(cfg, items, [0] * len(items))

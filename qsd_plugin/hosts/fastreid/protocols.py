@@ -3,8 +3,9 @@
 ``VerificationBin`` and ``FacePairs`` (ten-fold verification), ``IJB``, ``IJBB`` and ``IJBC`` (1:1 templates),
 ``TinyFace`` (closed-set identification), ``SCface`` (the same at three distances), and both kinds on built-in faces
 (``SyntheticFacesVerification``, ``SyntheticFacesIdentification``), also with ``--eval-only``. All but templates exist
-with degraded images, too: ``SyntheticFacesMixed``, ``VerificationBinMixed``, ..., and ``CRLFW``. ``TEST.FLIP.ENABLED``
-adds the embedding of the mirror image, as published face results do; ``TEST.FUSION`` says how.
+with degraded images, too: ``SyntheticFacesMixed``, ``VerificationBinMixed``, ..., and ``CRLFW``; so do person sets,
+with degraded queries: ``Market1501Mixed``, ... ``TEST.FLIP.ENABLED`` adds the embedding of the mirror image, as
+published face results do; ``TEST.FUSION`` says how.
 """
 
 from __future__ import annotations

@@ -25,6 +25,10 @@ logger = logging.getLogger("fastreid.qsd_plugin.quality")
 FILE = "file"
 #: The one that looks at the images of the batch.
 NETWORK = "network"
+#: The one whose labels are those of DIL's stage 1.
+SEVERITY = "dil_severity"
+#: Those whose labels are stored, and known before an image is loaded.
+STORED = (FILE, SEVERITY)
 
 
 class ImageQuality(nn.Module):
@@ -49,7 +53,7 @@ class ImageQuality(nn.Module):
         super().__init__()
         check_config(cfg)
         self._cfg = cfg.clone()
-        self.needs_embeddings = cfg.QUALITY.SOURCE not in (FILE, NETWORK)
+        self.needs_embeddings = cfg.QUALITY.SOURCE not in (*STORED, NETWORK)
         self.source: QualitySource | None = None
         if cfg.QUALITY.SOURCE == NETWORK:
             self.source = build_source(NETWORK, network=cfg.QUALITY.NETWORK, weights=cfg.QUALITY.NETWORK_WEIGHTS)
@@ -112,7 +116,7 @@ def check_config(cfg: Any) -> None:
     quality = cfg.QUALITY
     if quality.CONTROL not in CONTROLS:
         raise ConfigError("QUALITY.CONTROL", value=quality.CONTROL, remedy=did_you_mean(quality.CONTROL, CONTROLS))
-    if quality.SOURCE != FILE and quality.CONTROL in ("shuffle", "reverse"):
+    if quality.SOURCE not in STORED and quality.CONTROL in ("shuffle", "reverse"):
         raise ConfigError(
             "QUALITY.CONTROL",
             value=quality.CONTROL,
@@ -148,13 +152,23 @@ def label_files(cfg: Any) -> list[Path]:
     return files
 
 
+def severity_inputs(cfg: Any) -> list[Path]:
+    """The file of a stage 1 that only the labels come from."""
+    path = cfg.QUALITY.SEVERITY.STAGE1
+    return [Path(path)] if path and cfg.QUALITY.SOURCE == SEVERITY and not Path(path).is_dir() else []
+
+
 def file_source(cfg: Any, files: Sequence[Path] | None = None) -> FileSource:
-    """The labels of ``QUALITY.FILES`` or of ``files``, checked against the training images.
+    """The labels of ``QUALITY.FILES``, of DIL's stage 1 or of ``files``, checked against the training images.
 
     Raises:
         LabelError: A file is missing, wrong, has equal labels only, or covers less than ``QUALITY.MIN_COVERAGE`` of its
             data set.
     """
+    if files is None and cfg.QUALITY.SOURCE == SEVERITY:
+        from qsd_plugin.hosts.fastreid.dil_quality import severity_files  # which is made of loaders that need samplers
+
+        files = severity_files(cfg)
     files = label_files(cfg) if files is None else files
     for path in files:
         if not path.is_file():

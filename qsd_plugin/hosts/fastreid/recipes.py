@@ -16,11 +16,10 @@ from qsd_plugin.core.stages import FINAL_STAGES, Stage
 from qsd_plugin.hosts.fastreid import face_report, face_tests, report, samplers
 from qsd_plugin.hosts.fastreid.compose import base_architecture
 from qsd_plugin.hosts.fastreid.datasets import Item, test_set
-from qsd_plugin.hosts.fastreid.face_mixed import MIXED
 from qsd_plugin.hosts.fastreid.face_tests import host_flips
 from qsd_plugin.hosts.fastreid.folds import check_folds
 from qsd_plugin.hosts.fastreid.labelling import make_fold_labels, make_labels
-from qsd_plugin.hosts.fastreid.quality import label_files
+from qsd_plugin.hosts.fastreid.quality import label_files, severity_inputs
 from qsd_plugin.hosts.fastreid.training_stages import (
     NO_QUALITY,
     check_model,
@@ -95,7 +94,7 @@ def _qsd_stages(cfg: Any, arguments: Any) -> list[Stage]:
         keys = relevant_keys(control, ("QSD.",) if labelled else NO_QUALITY)
         used = [checkpoint, *label_files(cfg)] if labelled else [checkpoint]
         stages.append(training_stage("control", control, arguments, data, keys=keys, inputs=used))
-    inputs = [checkpoint, *label_files(cfg)]
+    inputs = [checkpoint, *label_files(cfg), *severity_inputs(cfg)]
     stages.append(training_stage("qsd", qsd, arguments, data, keys=relevant_keys(qsd, ()), inputs=inputs))
     trained = [stage.name for stage in stages if stage.name in ("control", "qsd")]
     arms = {"baseline": checkpoint, **{name: root / name / "model_final.pth" for name in trained}}
@@ -170,7 +169,7 @@ def report_stage(cfg: Any, baseline: Any, arms: dict[str, Path], *, name: str = 
 
 def evaluation_keys(cfg: Any) -> dict[str, Any]:
     """Settings that change what face test sets of ``cfg`` measure and nothing else; none of sets that have none."""
-    mixed = any(name in MIXED for name in cfg.DATASETS.TESTS)
+    mixed = any(name in face_tests.WITH_LEVELS for name in cfg.DATASETS.TESTS)
     keys = {key: value for key, value in flatten(cfg).items() if mixed and key.startswith("EVALUATION.")}
     return keys if host_flips(cfg) or not cfg.TEST.FLIP.ENABLED else {**keys, "TEST.FUSION": cfg.TEST.FUSION}
 

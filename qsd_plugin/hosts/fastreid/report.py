@@ -151,7 +151,7 @@ def image_quality(cfg: Any, name: str, paths: Sequence[str]) -> tuple[NDArray[np
         severity = dict(zip(truth.paths, truth.severity, strict=True))
         quality = np.array([-severity[Path(path).relative_to(folder).as_posix()] for path in paths])
         return quality, "true degradation severity"
-    rates = rates_of(paths, folder)
+    rates = rates_of(list(paths), folder)
     if rates.all():
         return -rates.astype(np.float64), "how little the query was shrunk (minus its rate)"
     return sharpness(paths), "sharpness of the query image (no model involved)"

@@ -23,7 +23,7 @@ from qsd_plugin.data.samplers import (
 )
 from qsd_plugin.hosts.fastreid.compat.samplers import SetReWeightSampler
 from qsd_plugin.hosts.fastreid.datasets import Item
-from qsd_plugin.hosts.fastreid.quality import FILE, file_source
+from qsd_plugin.hosts.fastreid.quality import FILE, STORED, file_source
 
 logger = logging.getLogger("fastreid.qsd_plugin.data")
 
@@ -82,7 +82,7 @@ def check_config(cfg: Any) -> None:
         ConfigError: Names the key, its value and what is accepted.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name in NEED_LABELS and cfg.QUALITY.SOURCE != FILE:
+    if name in NEED_LABELS and cfg.QUALITY.SOURCE not in STORED:
         raise ConfigError(
             "QUALITY.SOURCE",
             value=cfg.QUALITY.SOURCE,

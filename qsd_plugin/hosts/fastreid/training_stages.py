@@ -175,7 +175,12 @@ def _deploy(cfg: Any, checkpoint: Path, metrics: dict[str, Any], folder: Path) -
 
 
 def relevant_keys(cfg: Any, more: Sequence[str]) -> dict[str, Any]:
-    nodes = {"QUD": in_chain(cfg, "QUD"), "QGFACE": reads_qgface(cfg), "DIL": is_dil(cfg)}
+    nodes = {
+        "QUD": in_chain(cfg, "QUD"),
+        "QGFACE": reads_qgface(cfg),
+        "DIL": is_dil(cfg) or ("QUALITY" in cfg and cfg.QUALITY.SOURCE == "dil_severity"),
+        "INPUT.DEGRADE": "DEGRADE" in cfg.INPUT and cfg.INPUT.DEGRADE.ENABLED,
+    }
     unused = [f"{node}." for node, used in nodes.items() if not used]
     prefixes = (*_INDIFFERENT, *more, *unused)
     return {key: value for key, value in flatten(cfg).items() if not key.startswith(prefixes)}

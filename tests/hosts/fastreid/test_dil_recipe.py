@@ -178,3 +178,25 @@ def test_shipped_configs_have_the_authors_length_and_sizes(name: str, images: in
     assert (first.SOLVER.BASE_LR, first.SOLVER.WEIGHT_DECAY_BIAS, first.DIL.WIDTH) == (1e-4, 5e-4, 1.0)
     assert stage1_options(first) == Stage1Options()
     assert stage2_options(cfg) == Stage2Options()
+
+
+def test_qsd_on_top_reads_labels_in_the_last_stage_alone(folder: Path) -> None:
+    on_top = {"MODEL.META_ARCHITECTURE": "QSD", "QSD.BASE": "DILReID", "QSD.TAPS": ["reid.sensitive.model.layer4=1"]}
+    stages = {stage.name: stage for stage in recipes.build_recipe(recipe_cfg(folder, **on_top), ARGUMENTS)}
+    assert list(stages) == STAGES
+    assert folder / "out" / "labels" / "Market1501.npz" in stages["stage2"].inputs
+    assert stages["stage2"].keys["QSD.BASE"] == "DILReID"
+    assert not any(key.startswith(("QSD.", "QUALITY.")) for name in STAGES[:3] for key in stages[name].keys)
+    own = str(folder / "given.pth")
+    by_stage1 = recipe_cfg(folder, **on_top, **{"QUALITY.SOURCE": "dil_severity", "QUALITY.SEVERITY.STAGE1": own})
+    inputs = recipes.build_recipe(by_stage1, ARGUMENTS)[-1].inputs
+    assert Path(own) in inputs
+    assert not any("labels" in str(path) for path in inputs)
+
+
+def test_degraded_training_images_are_those_of_teacher_and_stage_2(folder: Path) -> None:
+    degraded = recipe_cfg(folder, **{"INPUT.DEGRADE.ENABLED": True, "INPUT.DEGRADE.MIX": "ill"})
+    keys = {stage.name: stage.keys for stage in recipes.build_recipe(degraded, ARGUMENTS)}
+    for name in ("teacher", "stage2"):
+        assert keys[name]["INPUT.DEGRADE.MIX"] == "ill"
+    assert "INPUT.DEGRADE.MIX" not in keys["stage1"]

@@ -19,6 +19,7 @@ from qsd_plugin.hosts.fastreid.meta_arch.dil_config import (
     scaled,
     stage2_options,
 )
+from qsd_plugin.hosts.fastreid.meta_arch.dil_margin import margin_head, margin_loss, without_classifier
 from qsd_plugin.hosts.fastreid.statistics import Statistics
 from qsd_plugin.methods.dil import (
     ClassBlock,
@@ -39,7 +40,8 @@ class DILReID(DILArchitecture):
 
     Trunk, head and classifier start from stage 1, the last stage and its classifier from the teacher. A training
     forward renders the batch with replayed degradations and returns ``loss_dil_*``; evaluation returns
-    ``DIL.STAGE2_OPTIONS.FEATURE``, [B, D].
+    ``DIL.STAGE2_OPTIONS.FEATURE``, [B, D]. With ``MODEL.HEADS.NAME QGFaceHead`` that head classifies the joined
+    feature.
 
     Which codes are replayed depends on (seed, step), dropout on the rank, too, and the step is a buffer: a resumed
     training goes on exactly. Across ranks: local means, and triplets and draws as those of one process.
@@ -79,8 +81,11 @@ class DILReID(DILArchitecture):
             ),
             attention=_attention(cfg, channels[-1]) if options.ATTENTION else None,
         )
+        self.margin_head = margin_head(cfg, channels[-1] + encoder.identity_dim)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._options, self._feature = stage2_options(cfg), str(options.FEATURE)
+        if self.margin_head is not None:
+            self._options = without_classifier(self._options)
         self._mode, self._repeats = str(replay.MODE), int(replay.REPEATS)
         self._stats = Statistics("dil")
         self.register_state_dict_post_hook(_drop_replay)  # type: ignore[no-untyped-call]
@@ -102,6 +107,9 @@ class DILReID(DILArchitecture):
         losses: Losses = {
             f"loss_dil_{name}": term for name, term in stage2_terms(outputs, logits, labels, self._options).items()
         }
+        if self.margin_head is not None:
+            margin = margin_loss(self.margin_head, outputs.features["fuse"], labels)
+            losses["loss_dil_margin"] = self._options.fuse_weight * margin
         if torch.is_grad_enabled():
             self.steps.add_(1)
             self._stats.add(_accuracies(outputs.logits, logits, labels))

@@ -23,7 +23,7 @@ from qsd_plugin.hosts.fastreid.meta_arch.qsd_pairs import (
 )
 from qsd_plugin.hosts.fastreid.meta_arch.qsd_teacher import EMATeacher, build_teacher, fill_missing_teacher
 from qsd_plugin.hosts.fastreid.meta_arch.qud_config import label_free
-from qsd_plugin.hosts.fastreid.quality import FILE, NETWORK, ImageQuality
+from qsd_plugin.hosts.fastreid.quality import FILE, NETWORK, STORED, ImageQuality
 from qsd_plugin.hosts.fastreid.samplers import IN_BLOCKS, SEEDED
 from qsd_plugin.hosts.fastreid.statistics import Statistics
 from qsd_plugin.hosts.fastreid.taps import Tap, default_taps, head_name, parse_taps, to_level
@@ -277,7 +277,7 @@ def check_config(cfg: Any) -> None:
     if not 0 <= qsd.EMA.MOMENTUM <= 1:
         raise ConfigError("QSD.EMA.MOMENTUM", value=qsd.EMA.MOMENTUM, expected="a number from 0 to 1")
     source = cfg.QUALITY.SOURCE
-    if not qsd.TEACHER_ERASE and not qsd.EMA.ENABLED and source not in (FILE, NETWORK):
+    if not qsd.TEACHER_ERASE and not qsd.EMA.ENABLED and source not in (*STORED, NETWORK):
         raise ConfigError(
             "QSD.TEACHER_ERASE",
             value=False,

@@ -45,22 +45,27 @@ def training(part: slice) -> dict[str, Any]:
     return {"weights": dict(trainer.stage.state_dict()), "curve": curve}
 
 
-def failing(rank: int) -> str:
-    """An image of rank 1 is broken; what each rank is told."""
-    trainer = small_trainer()
-    batch = pair("paired")
-    if rank:
+def failing(rank: int, side: str) -> dict[str, Any]:
+    """An image or a weight of rank 1 is broken; what each rank is told, and whether anything of the side moved."""
+    trainer = small_trainer(PhaseSchedule(paired_probability=1.0 if side == "discriminators" else 0.0))
+    batch, stage = pair(trainer.next_phase()), trainer.stage
+    if rank and side == "discriminators":
         batch.better[0, 0, 0, 0] = torch.nan
+    elif rank:
+        stage.content_encoder.classifier.classifier[0].bias.data[0] = torch.nan
+    watched = stage.real_discriminator if side == "discriminators" else stage.generator
+    before = [part.clone() for part in watched.parameters()]
     try:
         trainer.step(batch)
     except TrainingError as error:
-        return str(error)
-    return ""
+        moved = any(not part.equal(then) for part, then in zip(watched.parameters(), before, strict=True))
+        return {"text": str(error), "moved": moved}
+    return {"text": "", "moved": True}
 
 
 def worker(rank: int) -> dict[str, Any]:
     part = slice(2 * rank, 2 * rank + 2)
-    result = training(part) | {"refusal": failing(rank)}
+    result = training(part) | {side: failing(rank, side) for side in ("discriminators", "generator")}
     with mock.patch.object(adam, "all_reduce_sum", lambda tensor: 2 * tensor.detach()):
         return result | {"control": training(part)["weights"]}
 
@@ -91,6 +96,16 @@ def test_weights_differ_without_the_averaging(ranks: list[dict[str, Any]], part:
     assert difference > 1e-5
 
 
-def test_a_broken_image_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    ("side", "text"),
+    [
+        ("discriminators", "DIL stage 1, paired phase, discriminators: discriminator_realness, discriminator_deg"),
+        ("generator", "DIL stage 1, unpaired phase, generator: identity not finite (identity = "),
+    ],
+)
+def test_what_is_not_finite_on_one_rank_is_named_and_stops_both_before_it_reaches_a_weight(
+    ranks: list[dict[str, Any]], side: str, text: str
+) -> None:
     for rank in ranks:
-        assert "DIL stage 1, paired phase, discriminators: discriminator_realness" in rank["refusal"]
+        assert text in rank[side]["text"]
+        assert not rank[side]["moved"]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,3 +69,34 @@ def run(command: list[str], env: dict[str, str], *, cwd: Path | None = None, tim
         check=False,
     )
     return done.returncode, done.stdout
+
+
+@contextmanager
+def forked_trainings(data: Path) -> Iterator[Callable[[dict[str, Any]], int]]:
+    """Runs jobs of ``forked_training.py`` one after the other, with ``data`` as the host's; how each process ended."""
+    command = [sys.executable, str(Path(__file__).parent / "forked_training.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment(data, PYTHONPATH=str(ROOT)), text=True, **pipes) as server:
+
+        def train(job: dict[str, Any]) -> int:
+            print(json.dumps(job), file=server.stdin, flush=True)
+            return int(server.stdout.readline())
+
+        yield train
+        server.stdin.close()
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal bit for bit, through dictionaries and lists."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert_same(value, other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for own, others in zip(one, other, strict=True):
+            assert_same(own, others)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other

@@ -6,8 +6,6 @@ import io
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, environment, options
+from commands import ROOT, assert_same, forked_trainings, options
 from PIL import Image
 from qud_toy import write_teacher
 
@@ -108,9 +106,7 @@ def record(path: Path, pictures: Sequence[bytes], identities: Any) -> None:
 @pytest.fixture(scope="module")
 def train(folder: Path) -> Iterator[Train]:
     """Run the recipe once for each step to be killed at and once more; the keyword arguments are those of a job."""
-    command = [sys.executable, str(Path(__file__).parent / "forked_training.py")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment(folder, PYTHONPATH=str(ROOT)), text=True, **pipes) as server:
+    with forked_trainings(folder) as server:
 
         def run(name: str, *, data: str = "people", kill_at: Sequence[int] = (), **job: Any) -> Training:
             paths = {
@@ -124,17 +120,15 @@ def train(folder: Path) -> Iterator[Train]:
             job |= {"losses": str(folder / f"{name}.losses"), "log": str(folder / f"{name}.log")}
             ends = []
             for step in [*kill_at, None]:
-                print(json.dumps(job | {"kill_at": step}), file=server.stdin, flush=True)
-                ends.append(int(server.stdout.readline()))
+                ends.append(server(job | {"kill_at": step}))
                 assert ends[-1] in (0, -signal.SIGKILL), (folder / f"{name}.log").read_text()
             losses: dict[int, list[str]] = {}
             for line in (folder / f"{name}.losses").read_text().splitlines():
-                step, loss = line.split()
+                _, step, loss = line.split()
                 losses.setdefault(int(step), []).append(loss)
             return Training(ends, losses, folder / name)
 
         yield run
-        server.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -167,25 +161,9 @@ def test_killed_three_times_it_ends_as_if_it_never_was(train: Train, undisturbed
 
 
 def test_a_queue_that_is_not_saved_changes_the_curve(train: Train, undisturbed: Training) -> None:
-    forgetful = train("forgetful", kill_at=KILLED_AT[1:2], forget="features")
+    forgetful = train("forgetful", kill_at=KILLED_AT[1:2], forget="FeatureQueue.features")
     assert forgetful.ends == [-signal.SIGKILL, 0]
     expected = undisturbed.curve()
     assert [found[0] for _, found in sorted(forgetful.losses.items())][: KILLED_AT[1]] == expected[: KILLED_AT[1]]
     assert forgetful.losses[STEPS][-1] != expected[STEPS]
     assert forgetful.losses[EPOCHS * STEPS - 1] != [expected[-1]]
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Equal bit for bit, through dictionaries and lists."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            assert_same(value, other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for own, others in zip(one, other, strict=True):
-            assert_same(own, others)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other

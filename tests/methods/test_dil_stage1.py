@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from qsd_plugin.core.errors import CheckpointError, ConfigError, TrainingError
 from qsd_plugin.core.streams import torch_stream
-from qsd_plugin.methods.dil import Pair, PhaseSchedule, Stage1Options, Stage1Trainer, Stage1Weights, dil_networks
+from qsd_plugin.methods.dil import (
+    Pair,
+    PhaseSchedule,
+    Stage1Options,
+    Stage1Trainer,
+    Stage1Weights,
+    dil_networks,
+    stage1,
+)
 from qsd_plugin.methods.dil.adam import FlatAdam, stepped_lr
 from qsd_plugin.methods.dil.losses import ls_d, r1
 from qsd_plugin.methods.dil.stage1 import Stage1
@@ -337,6 +345,46 @@ def test_half_precision_around_the_step(phase: str) -> None:
     if phase != "unsupervised":
         key = "discriminator_degradation"  # of real images only: nothing that was rendered in half precision
         torch.testing.assert_close(found.stats[key], expected.stats[key], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("phase", ["paired", "unpaired", "unsupervised"])
+def test_discriminators_penalty_and_norms_see_single_precision_inside_autocast(
+    phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every convolution of their step, what the penalty is of, and the statistics of the generator's two norms."""
+    stage = small_stage()
+    seen: dict[str, set[torch.dtype]] = {key: set() for key in ("step", "judged", "penalty", "adain", "norm")}
+
+    def convolved(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        learning = module.weight.requires_grad or not torch.is_grad_enabled()  # believed_order is without gradient
+        seen["step" if learning else "judged"] |= {inputs[0].dtype, output.dtype}
+
+    for judge in (stage.real_discriminator, stage.degradation_discriminator):
+        for module in judge.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(convolved)
+
+    def penalised(maps: list[Tensor], images: Tensor, **options: Any) -> Tensor:
+        seen["penalty"] |= {images.dtype, *(scores.dtype for scores in maps)}
+        return r1(maps, images, **options)
+
+    def instance_norm(*args: Any, **options: Any) -> Tensor:
+        if len(args) == 1:  # AdaIN's; the encoder's layers give more
+            seen["adain"].add(args[0].dtype)
+        return host_norm(*args, **options)
+
+    def std_mean(x: Tensor, **options: Any) -> Any:
+        seen["norm"].add(x.dtype)
+        return host_std_mean(x, **options)
+
+    host_norm, host_std_mean = nn.functional.instance_norm, torch.std_mean
+    monkeypatch.setattr(stage1, "r1", penalised)
+    monkeypatch.setattr(nn.functional, "instance_norm", instance_norm)
+    monkeypatch.setattr(torch, "std_mean", std_mean)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        stage(pair(phase))
+    assert torch.bfloat16 in seen.pop("judged")  # the generator's side is not an island
+    assert seen == {key: {torch.float32} for key in seen}
 
 
 def test_it_learns_to_reconstruct() -> None:

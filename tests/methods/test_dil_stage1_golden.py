@@ -6,6 +6,7 @@ The runs at 256 x 128 are compared when QSD_DIL_RECORDED names the folder of the
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,10 @@ def test_two_iterations() -> None:
 
 
 @pytest.mark.recorded
-def test_the_paper_s_image_size() -> None:
+@pytest.mark.parametrize("check", [check_branches, check_two_iterations])
+def test_the_paper_s_image_size(check: Callable[[Recorded], None]) -> None:
+    """Up to 9 GB, and some minutes of a CPU core."""
     folder = os.environ.get("QSD_DIL_RECORDED")
     if not folder:
         pytest.skip("QSD_DIL_RECORDED does not name the folder of the recordings")
-    golden = recorded_at_full_size(Path(folder), "stage1")
-    check_branches(Recorded(golden, (256, 128)))
-    check_two_iterations(Recorded(golden, (256, 128)))
+    check(Recorded(recorded_at_full_size(Path(folder), "stage1"), (256, 128)))

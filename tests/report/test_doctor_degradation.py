@@ -1,4 +1,4 @@
-"""The run doctor on DIL: one side that is far ahead, and codes that are all the same."""
+"""The run doctor on DIL: a generator that has collapsed, one side that is far ahead, codes that are all the same."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ def stage1(folder: Path, losses: list[float], **options: Any) -> Path:
     """A stage 1 with these losses of D_real in its metrics."""
     stage = folder / "stage1"
     stage.mkdir()
-    node = {"PAIRS": {"PAIRED_PROB": options.get("paired", -1.0)}, "STAGE1_OPTIONS": {"REALNESS": 2.0}}
+    own = {"REALNESS": 2.0, "RECONSTRUCTION": options.get("weight", 5.0), "PIXEL": options.get("pixel", "l1")}
+    node = {"PAIRS": {"PAIRED_PROB": options.get("paired", -1.0)}, "STAGE1_OPTIONS": own}
     settings = {"MODEL": {"META_ARCHITECTURE": options.get("architecture", "DIL")}, "DIL": node}
     (stage / "config.yaml").write_text(json.dumps(settings))
-    lines = [json.dumps({"iteration": 20 * step, "dil/discriminator_realness": x}) for step, x in enumerate(losses)]
+    name = options.get("name", "dil/discriminator_realness")
+    lines = [json.dumps({"iteration": 20 * step, name: value}) for step, value in enumerate(losses)]
     (stage / "metrics.json").write_text("\n".join(lines))
     return stage
 
@@ -40,6 +42,26 @@ def test_balance_is_told_by_the_last_quarter(
 ) -> None:
     (found,) = degradation.degradation(open_run(stage1(tmp_path, losses, paired=paired)))
     assert (found.verdict, found.figure.startswith(figure)) == (verdict, True)
+
+
+@pytest.mark.parametrize(
+    ("losses", "options", "verdicts", "figure"),
+    [
+        ([20.0] * 6 + [2.0, 2.0], {}, ["ok"], "mean difference 0.2 "),  # 5 (weight) x 2 images x 0.2
+        ([2.0] * 6 + [7.0, 7.0], {}, ["warning"], "mean difference 0.7 "),
+        ([7.0] * 8, {"pixel": "l2"}, [], ""),
+        ([7.0] * 8, {"weight": 0.0}, [], ""),
+        ([], {}, [], ""),
+    ],
+)
+def test_collapse_is_told_by_images_that_are_not_rendered_as_themselves(
+    tmp_path: Path, losses: list[float], options: dict[str, Any], verdicts: list[str], figure: str
+) -> None:
+    run = open_run(stage1(tmp_path, losses, name="loss_dil_self", **options))
+    *found, balance = degradation.degradation(run)
+    assert balance.verdict == "unknown"
+    assert [finding.verdict for finding in found] == verdicts
+    assert all(finding.figure.startswith(figure) for finding in found)
 
 
 def test_other_trainings_are_none_of_its_business(tmp_path: Path) -> None:

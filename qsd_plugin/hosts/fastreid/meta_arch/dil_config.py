@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from inspect import signature
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -24,6 +26,8 @@ from qsd_plugin.methods.dil.bank import REPLAY_MODES
 from qsd_plugin.methods.dil.encoders import SMALLEST_SIDE
 from qsd_plugin.methods.dil.stage2 import BRANCHES
 from qsd_plugin.networks.resnet_stages import ResNetStages
+
+T = TypeVar("T")
 
 #: Names of the three architectures.
 STAGE1, STAGE2, TEACHER = "DIL", "DILReID", "DILTeacher"
@@ -68,40 +72,12 @@ def other_phase(cfg: Any) -> str:
 def stage1_options(cfg: Any) -> Stage1Options:
     """Options of stage 1 by ``DIL.STAGE1_OPTIONS``."""
     node = cfg.DIL.STAGE1_OPTIONS
-    return Stage1Options(
-        weights=Stage1Weights(
-            realness=node.REALNESS,
-            degradation=node.DEGRADATION,
-            reconstruction=node.RECONSTRUCTION,
-            content=node.CONTENT,
-            identity=node.IDENTITY,
-        ),
-        pixel=node.PIXEL,
-        predictions_agree=node.PREDICTIONS_AGREE,
-        ablate=tuple(node.ABLATE),
-        cycle_through_trunk=node.CYCLE_THROUGH_TRUNK,
-        rendered_identity=node.RENDERED_IDENTITY,
-        freeze_trunk_norm=node.FREEZE_TRUNK_NORM,
-        r1_weight=node.R1_WEIGHT,
-        rank_r1_weight=node.RANK_R1_WEIGHT,
-        r1_every=node.R1_EVERY,
-    )
+    return _from_node(Stage1Options, node, weights=_from_node(Stage1Weights, node), ablate=tuple(node.ABLATE))
 
 
 def stage2_options(cfg: Any) -> Stage2Options:
     """Options of stage 2 by ``DIL.STAGE2_OPTIONS``."""
-    node = cfg.DIL.STAGE2_OPTIONS
-    return Stage2Options(
-        fuse_weight=node.FUSE_WEIGHT,
-        inv_weight=node.INV_WEIGHT,
-        sen_weight=node.SEN_WEIGHT,
-        replay_weight=node.REPLAY_WEIGHT,
-        fuse_loss=node.FUSE_LOSS,
-        inv_loss=node.INV_LOSS,
-        sen_loss=node.SEN_LOSS,
-        replay_loss=node.REPLAY_LOSS,
-        replay_identity=node.REPLAY_IDENTITY,
-    )
+    return _from_node(Stage2Options, cfg.DIL.STAGE2_OPTIONS)
 
 
 def build_networks(cfg: Any) -> Networks:
@@ -222,6 +198,12 @@ def _check_stage2(cfg: Any) -> None:
 def images_per_rank(cfg: Any) -> int:
     """Images of a step on this process."""
     return int(cfg.SOLVER.IMS_PER_BATCH) // world_size()
+
+
+def _from_node(kind: Callable[..., T], node: Any, **given: Any) -> T:
+    """An options object whose fields are the node's keys in lower case, but for those that are given."""
+    names = {name for name in signature(kind).parameters if name not in given}
+    return kind(**{name: node[name.upper()] for name in names}, **given)
 
 
 def _resnet(cfg: Any, *, stages: int) -> nn.Module:

@@ -134,13 +134,16 @@ def step_function(kind: str, size: Size, seed: int, *, plain: bool) -> Step:
 
 def memory(kind: str, size: Size, seed: int, rounds: int) -> dict[str, Any]:
     """Peaks of both sides, each in processes of its own."""
-    peaks = [[_peak(kind, size, seed, plain) for plain in (False, True)] for _ in range(rounds)]
-    if any(peak is None for pair in peaks for peak in pair):
-        return {"extra_memory_mib": None}
-    ratios = [ours / plain for ours, plain in peaks]  # type: ignore[operator]
+    peaks: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        ours, plain = (_peak(kind, size, seed, side) for side in (False, True))
+        if ours is None or plain is None:
+            return {"extra_memory_mib": None}
+        peaks.append((ours, plain))
+    ratios = [ours / plain for ours, plain in peaks]
     return {
-        "extra_memory_mib": median(ours for ours, _ in peaks),  # type: ignore[type-var]
-        "plain_memory_mib": median(plain for _, plain in peaks),  # type: ignore[type-var]
+        "extra_memory_mib": median(ours for ours, _ in peaks),
+        "plain_memory_mib": median(plain for _, plain in peaks),
         "memory_ratio": median(ratios),
         "memory_low": min(ratios),
         "memory_high": max(ratios),
@@ -173,15 +176,16 @@ def _peak(kind: str, size: Size, seed: int, plain: bool) -> float | None:
 
 
 def _stage2_step(networks: Networks, size: Size, seed: int, plain: bool) -> Step:
-    teacher = IdentityEncoder(_CLASSES, network=ResNetStages(width=networks.content_encoder.model.channels[0]))
-    channels = teacher.model.channels[-1]
     encoder = networks.content_encoder
+    assert isinstance(encoder.model, ResNetStages)  # the default of dil_networks
+    stages = ResNetStages(width=encoder.model.channels[0])
+    teacher = IdentityEncoder(_CLASSES, network=stages)
     bank = DegradationBank(torch.randn(64, networks.degradation_encoder.code_dim))
     augmenter = ReplayAugmenter(*networks[:3], bank)
     model = DualBranchReID(
         encoder,
-        SensitiveBranch(teacher.model.get_submodule("layer4"), teacher.classifier),
-        ClassBlock(channels + encoder.identity_dim, _CLASSES),
+        SensitiveBranch(stages.get_submodule("layer4"), teacher.classifier),
+        ClassBlock(stages.channels[-1] + encoder.identity_dim, _CLASSES),
     ).train()
     images, labels = _images(size, size.images, seed), torch.arange(size.images) // 2
     if plain:

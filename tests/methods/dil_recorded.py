@@ -86,7 +86,8 @@ def same_digest(found: Tensor, expected: np.ndarray, name: str = "", rtol: float
     own, size = digest(found), max(found.numel(), 1)
     scale = np.maximum(np.abs(expected), expected[2] / np.sqrt(size))
     scale[0] = max(expected[1], np.abs(expected[0]))
-    worst = np.abs(own - expected) - (rtol * scale + 1e-12)
+    # A bias in front of a norm has a gradient of zero, of which only the sum of the rounding is left: some 1e-12.
+    worst = np.abs(own - expected) - (rtol * scale + 1e-11)
     assert (worst <= 0).all(), f"{name}: {own} is not {expected}"
 
 

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from qsd_plugin.core.streams import torch_stream
 from qsd_plugin.methods.dil.at_once import at_once
-from qsd_plugin.methods.dil.cheap import channels_last, enlarged_conv, normalise, reflect_pad
+from qsd_plugin.methods.dil.cheap import (
+    channels_last,
+    enlarged_conv,
+    normalise,
+    padded_depthwise_norm,
+    reflect_pad,
+)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -53,6 +59,31 @@ def test_padding_can_be_differentiated_twice() -> None:
     torch.testing.assert_close(reflect_pad(x, 2), F.pad(x, (2, 2, 2, 2), mode="reflect"), rtol=0, atol=0)
     assert torch.autograd.gradcheck(lambda maps: reflect_pad(maps, 2), (x,))
     assert torch.autograd.gradgradcheck(lambda maps: reflect_pad(maps, 2), (x,))
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_depthwise_convolution_with_its_norm(relu: bool) -> None:
+    """Running statistics, too."""
+    x = draw(3, 4, 6, 5)
+    results, states = [], []
+    for cheap in (True, False):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            conv = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", groups=4).double()
+            norm = nn.BatchNorm2d(4).double()
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+        if cheap:
+            found = padded_depthwise_norm(channels_last(x), conv, norm, relu=relu)
+        else:
+            found = norm(conv(x)).relu() if relu else norm(conv(x))
+        leaves = (x, *conv.parameters(), *norm.parameters())
+        results.append((found, *torch.autograd.grad(found.square().sum() + found.sum(), leaves)))
+        states.append(norm.state_dict())
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-9)
+    for name, value in states[1].items():
+        torch.testing.assert_close(states[0][name], value)
 
 
 @pytest.mark.parametrize("factor", [2, 4])

@@ -49,7 +49,8 @@ def write_report(cfg: Any, arms: Arms, folder: Path) -> None:
         "reconstruction": {},
     }
     for name in cfg.DATASETS.TESTS:
-        test, rows = load_test(cfg, name), {}
+        test = load_test(cfg, name)
+        rows: dict[str, Any] = {}
         images = TestSet([*test.query, *test.gallery], build_transforms(cfg, is_train=False))
         for arm, (own, checkpoint) in arms.items():
             model = extract.load_model(own, checkpoint)

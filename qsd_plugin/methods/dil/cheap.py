@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -83,14 +84,13 @@ class _Normalise(torch.autograd.Function):
         ctx.over, ctx.slope = over, slope
         ctx.save_for_backward(normal, divisor, weight, scale, shift)
         if scale is None or shift is None:
-            return F.leaky_relu(normal, slope) if slope != 1 else normal.clone()
+            return F.leaky_relu(normal, slope) if slope != 1 else normal
         out = torch.addcmul(_on_maps(shift), _on_maps(scale), normal)
         return F.leaky_relu_(out, slope) if slope != 1 else out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         normal, divisor, weight, scale, shift = ctx.saved_tensors
         if ctx.slope != 1:
             before = normal if scale is None else torch.addcmul(_on_maps(shift), _on_maps(scale), normal)
@@ -130,6 +130,67 @@ def _count(x: Tensor, over: str) -> int:
 def _on_maps(vector: Tensor) -> Tensor:
     """[B, C] or [C] beside [B, C, H, W]."""
     return vector[..., None, None]
+
+
+def padded_depthwise_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool) -> Tensor:
+    """Reflection padding, depthwise convolution, batch norm in training, and a ReLU on demand, which keeps ``x`` alone.
+
+    The padded and the convolved map are made again in the backward pass: a depthwise convolution costs little beside
+    the 1x1 convolutions around it. Cannot be differentiated twice.
+
+    Args:
+        x: [B, C, H, W].
+        conv: Depthwise, stride 1, with a bias.
+        norm: In training mode, with running statistics and a momentum.
+        relu: Whether there is a ReLU behind the norm.
+    """
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    y: Tensor = _PaddedDepthwiseNorm.apply(  # type: ignore[no-untyped-call]
+        x, conv.weight, conv.bias, norm.weight, norm.bias, norm, int(conv.padding[0]), relu
+    )
+    return y
+
+
+class _PaddedDepthwiseNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        norm: nn.BatchNorm2d,
+        width: int,
+        relu: bool,
+    ) -> Tensor:
+        inner = F.conv2d(F.pad(x, (width,) * 4, mode="reflect"), weight, bias, groups=len(weight))
+        out, mean, inverse = torch.native_batch_norm(
+            inner, scale, shift, norm.running_mean, norm.running_var, True, float(norm.momentum or 0.0), norm.eps
+        )
+        ctx.width, ctx.relu, ctx.eps = width, relu, norm.eps
+        ctx.save_for_backward(x, weight, bias, scale, shift, mean, inverse)
+        return F.relu_(out) if relu else out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, scale, shift, mean, inverse = ctx.saved_tensors
+        padded = F.pad(x, (ctx.width,) * 4, mode="reflect")
+        inner = F.conv2d(padded, weight, bias, groups=len(weight))
+        if ctx.relu:
+            factor = scale * inverse
+            out = torch.addcmul(_on_maps(shift - mean * factor), _on_maps(factor), inner)
+            gradient = gradient * (out > 0)
+        to_inner, to_scale, to_shift = torch.ops.aten.native_batch_norm_backward(
+            gradient, inner, scale, None, None, mean, inverse, True, ctx.eps, [True, True, True]
+        )
+        to_padded, to_weight, to_bias = torch.ops.aten.convolution_backward(
+            to_inner, padded, weight, [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], len(weight), [True] * 3
+        )
+        to_x = torch.ops.aten.reflection_pad2d_backward(to_padded, x, [ctx.width] * 4)
+        return to_x, to_weight, to_bias, to_scale, to_shift, None, None, None
 
 
 def enlarged_conv(x: Tensor, weight: Tensor, bias: Tensor | None, factor: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsd_plugin.core.errors import ConfigError, did_you_mean
-from qsd_plugin.methods.dil.cheap import enlarged_conv, normalise, reflect_pad
+from qsd_plugin.methods.dil.cheap import enlarged_conv, normalise, padded_depthwise_norm, reflect_pad
 
 #: Slope of the leaky ReLUs.
 SLOPE = 0.2
@@ -125,11 +125,11 @@ class ConvLayer(nn.Module):
         """Norm and activation of what the convolution returned, which is overwritten."""
         slope, remaining = (SLOPE, "none") if self.activation == "lrelu" else (1.0, self.activation)
         if isinstance(self.norm, LayerNorm):
-            return activate_in_place(self.norm(x, slope), remaining)
+            return activate(self.norm(x, slope), remaining)
         if isinstance(self.norm, nn.InstanceNorm2d):
             with no_autocast(x):
                 x = normalise(in_float32(x), None, None, over="positions", eps=self.norm.eps, slope=slope)
-            return activate_in_place(x, remaining)
+            return activate(x, remaining)
         if self.norm is not None:
             x = self.norm(x)
         return activate_in_place(x, self.activation)
@@ -208,7 +208,13 @@ class SeparableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""
-        return activate_in_place(self.norm(convolve(self.conv_dw, self.conv_1x1(x))), self.activation)
+        inner = self.conv_1x1(x)
+        norm = self.norm
+        # Statistics over the ranks, a momentum of None, and mixed precision are torch's own affair.
+        own = type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None
+        if own and torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
+            return padded_depthwise_norm(inner, self.conv_dw, norm, relu=self.activation == "relu")
+        return activate_in_place(norm(convolve(self.conv_dw, inner)), self.activation)
 
 
 class LiteBlock(nn.Module):

@@ -301,7 +301,7 @@ class Stage1(nn.Module):
         network = self.degradation_discriminator
         if pair.phase == "unpaired":
             return self._looks(network, rendered.ab, 0) + self._looks(network, rendered.ba, 1)
-        order = -1.0 if pair.paired else self.believed_order(pair)
+        order: Tensor | float = -1.0 if pair.paired else self.believed_order(pair)
         ranked = at_once(
             lambda worse, better: (rank_loss(network(worse), network(better), order),), (rendered.ab, rendered.ba), ()
         )

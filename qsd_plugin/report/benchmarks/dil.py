@@ -51,14 +51,20 @@ _CLASSES = 751
 
 @dataclass(frozen=True)
 class Size:
-    """Batch B, image height H (W is half of it), factor on the paper's channels."""
+    """Pairs of stage 1 and images of stage 2 in a batch, image height H (W is half of it), factor on the channels.
 
-    batch: int = 2
+    The authors' batches are 8 and 32; what a batch takes beside the networks grows with it.
+    """
+
+    pairs: int = 2
+    images: int = 8
     height: int = 256
     width: float = 1.0
 
-    def __str__(self) -> str:
-        return f"B={self.batch} {self.height}x{self.height // 2} width {self.width:g}"
+    def item(self, kind: str) -> str:
+        """Name of a kind of step at this size."""
+        batch = self.images if kind == "stage 2" else self.pairs
+        return f"DIL {kind}, B={batch} {self.height}x{self.height // 2} width {self.width:g}"
 
 
 #: The paper's networks and image size.
@@ -90,7 +96,7 @@ def run(
             build = partial(both_steps, kind, size, seed)
             with freed_memory_kept():
                 timed = pooled_ratio(build, pairs, rounds=rounds, clock=time.process_time)
-            items[f"DIL {kind}, {size}"] = timed | {"limit": TIME_LIMIT} | memory(kind, size, seed, memory_rounds)
+            items[size.item(kind)] = timed | {"limit": TIME_LIMIT} | memory(kind, size, seed, memory_rounds)
     return {"threads": torch.get_num_threads(), "load": load, "clock": "CPU seconds of the process", "items": items}
 
 
@@ -117,8 +123,9 @@ def step_function(kind: str, size: Size, seed: int, *, plain: bool) -> Step:
         if kind == "stage 2":
             return _stage2_step(networks, size, seed, plain)
     phase = kind.rsplit(" ", maxsplit=1)[-1]
-    labels = torch.arange(size.batch)
-    pair = Pair(phase, _images(size, seed), _images(size, seed + 1), labels, labels)
+    labels = torch.arange(size.pairs)
+    better, worse = (_images(size, size.pairs, number) for number in (seed, seed + 1))
+    pair = Pair(phase, better, worse, labels, labels)
     if plain:
         return partial(PlainStage1(networks).step, pair)
     schedule = PhaseSchedule(paired_probability=float(phase == "paired"))
@@ -127,13 +134,16 @@ def step_function(kind: str, size: Size, seed: int, *, plain: bool) -> Step:
 
 def memory(kind: str, size: Size, seed: int, rounds: int) -> dict[str, Any]:
     """Peaks of both sides, each in processes of its own."""
-    peaks = [[_peak(kind, size, seed, plain) for plain in (False, True)] for _ in range(rounds)]
-    if any(peak is None for pair in peaks for peak in pair):
-        return {"extra_memory_mib": None}
-    ratios = [ours / plain for ours, plain in peaks]  # type: ignore[operator]
+    peaks: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        ours, plain = (_peak(kind, size, seed, side) for side in (False, True))
+        if ours is None or plain is None:
+            return {"extra_memory_mib": None}
+        peaks.append((ours, plain))
+    ratios = [ours / plain for ours, plain in peaks]
     return {
-        "extra_memory_mib": median(ours for ours, _ in peaks),  # type: ignore[type-var]
-        "plain_memory_mib": median(plain for _, plain in peaks),  # type: ignore[type-var]
+        "extra_memory_mib": median(ours for ours, _ in peaks),
+        "plain_memory_mib": median(plain for _, plain in peaks),
         "memory_ratio": median(ratios),
         "memory_low": min(ratios),
         "memory_high": max(ratios),
@@ -166,17 +176,18 @@ def _peak(kind: str, size: Size, seed: int, plain: bool) -> float | None:
 
 
 def _stage2_step(networks: Networks, size: Size, seed: int, plain: bool) -> Step:
-    teacher = IdentityEncoder(_CLASSES, network=ResNetStages(width=networks.content_encoder.model.channels[0]))
-    channels = teacher.model.channels[-1]
     encoder = networks.content_encoder
+    assert isinstance(encoder.model, ResNetStages)  # the default of dil_networks
+    stages = ResNetStages(width=encoder.model.channels[0])
+    teacher = IdentityEncoder(_CLASSES, network=stages)
     bank = DegradationBank(torch.randn(64, networks.degradation_encoder.code_dim))
     augmenter = ReplayAugmenter(*networks[:3], bank)
     model = DualBranchReID(
         encoder,
-        SensitiveBranch(teacher.model.get_submodule("layer4"), teacher.classifier),
-        ClassBlock(channels + encoder.identity_dim, _CLASSES),
+        SensitiveBranch(stages.get_submodule("layer4"), teacher.classifier),
+        ClassBlock(stages.channels[-1] + encoder.identity_dim, _CLASSES),
     ).train()
-    images, labels = _images(size, seed), torch.arange(size.batch) // 2
+    images, labels = _images(size, size.images, seed), torch.arange(size.images) // 2
     if plain:
         side = PlainStage2(augmenter, model)
         return lambda: side.step(images, labels, torch_stream(seed, "codes"))
@@ -194,5 +205,5 @@ def _stage2_step(networks: Networks, size: Size, seed: int, plain: bool) -> Step
     return step
 
 
-def _images(size: Size, seed: int) -> torch.Tensor:
-    return torch.randn(size.batch, 3, size.height, size.height // 2, generator=torch_stream(seed, "images"))
+def _images(size: Size, count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, 3, size.height, size.height // 2, generator=torch_stream(seed, "images"))

@@ -34,8 +34,9 @@ def degradation(encoder: DegradationEncoder, images: Tensor, head: str) -> Tenso
 
 def render(generator: Generator, contents: Tensor, codes: Tensor) -> Tensor:
     """Images of contents with codes."""
-    x = contents
-    for number, block in enumerate(generator.dec.res.model, 1):
+    x, blocks = contents, generator.dec.res.model
+    block: Any
+    for number, block in enumerate(blocks, 1):
         scale, shift = (generator.get_submodule(f"mlp_{kind}{number}")(codes).chunk(2, dim=1) for kind in "wb")
         first, second = block.model
         inner = F.leaky_relu(_adaptive(first.conv(x), scale[0], shift[0]), 0.2)
@@ -50,6 +51,7 @@ def render(generator: Generator, contents: Tensor, codes: Tensor) -> Tensor:
 def scores(network: MultiScaleDiscriminator, images: Tensor) -> list[Tensor]:
     """A map of scores per scale."""
     maps = []
+    net: Any
     for number, net in enumerate(network.nets):
         if number:
             images = F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)

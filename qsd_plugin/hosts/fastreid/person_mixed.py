@@ -90,7 +90,8 @@ def _score(
     found: dict[str, RetrievalResult], of_queries: dict[str, NDArray[Any]], test: str, details: dict[str, Any]
 ) -> Score:
     """Numbers under the host's names, and both metrics of every query: the mean over the levels first."""
-    numbers, values = {}, {}
+    numbers: dict[str, float] = {}
+    values: dict[str, dict[str, NDArray[Any]]] = {}
     for condition, result in found.items():
         own = {"Rank-1": result.cmc[0], "mAP": result.mAP, "mINP": result.mINP}
         numbers |= {f"{condition}/{key}": 100 * float(value) for key, value in own.items()}

@@ -69,11 +69,12 @@ def mixed_queries(cfg: Any, name: str) -> FaceTest:
     metric = str(cfg.TEST.METRIC)
 
     def score(features: torch.Tensor) -> Score:
-        parts = features[: len(items)].split([len(queries), len(test.gallery)])
-        sides = {CLEAN: parts[0]}
-        for level, part in zip(levels, features[len(items) :].split(len(queries)), strict=True):
-            sides[level.text] = part
-        found = {condition: report.rank_test(test, side, parts[1], metric) for condition, side in sides.items()}
+        gallery = features[len(queries) : len(items)]
+        sides = {CLEAN: features[: len(queries)]}
+        for place, level in enumerate(levels):
+            start = len(items) + place * len(queries)
+            sides[level.text] = features[start : start + len(queries)]
+        found = {condition: report.rank_test(test, side, gallery, metric) for condition, side in sides.items()}
         valid = found[CLEAN].valid
         of_queries = {
             "query": np.array(shown)[: len(queries)][valid],

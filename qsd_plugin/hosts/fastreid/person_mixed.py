@@ -69,11 +69,12 @@ def mixed_queries(cfg: Any, name: str) -> FaceTest:
     metric = str(cfg.TEST.METRIC)
 
     def score(features: torch.Tensor) -> Score:
-        parts = features[: len(items)].split([len(queries), len(test.gallery)])
-        sides = {CLEAN: parts[0]}
-        for level, part in zip(levels, features[len(items) :].split(len(queries)), strict=True):
-            sides[level.text] = part
-        found = {condition: report.rank_test(test, side, parts[1], metric) for condition, side in sides.items()}
+        gallery = features[len(queries) : len(items)]
+        sides = {CLEAN: features[: len(queries)]}
+        for place, level in enumerate(levels):
+            start = len(items) + place * len(queries)
+            sides[level.text] = features[start : start + len(queries)]
+        found = {condition: report.rank_test(test, side, gallery, metric) for condition, side in sides.items()}
         valid = found[CLEAN].valid
         of_queries = {
             "query": np.array(shown)[: len(queries)][valid],
@@ -90,7 +91,8 @@ def _score(
     found: dict[str, RetrievalResult], of_queries: dict[str, NDArray[Any]], test: str, details: dict[str, Any]
 ) -> Score:
     """Numbers under the host's names, and both metrics of every query: the mean over the levels first."""
-    numbers, values = {}, {}
+    numbers: dict[str, float] = {}
+    values: dict[str, dict[str, NDArray[Any]]] = {}
     for condition, result in found.items():
         own = {"Rank-1": result.cmc[0], "mAP": result.mAP, "mINP": result.mINP}
         numbers |= {f"{condition}/{key}": 100 * float(value) for key, value in own.items()}

@@ -86,7 +86,7 @@ def reconstruction(cfg: Any, items: Sequence[Item]) -> dict[str, float]:
     """
     networks = build_networks(cfg)
     load_stage1(networks, Path(cfg.DIL.STAGE1))
-    networks = Networks(*(part.to(cfg.MODEL.DEVICE).eval() for part in networks))
+    networks = Networks._make(part.to(cfg.MODEL.DEVICE).eval() for part in networks)
     batches = list(_normalised(cfg, items))
     mean = torch.cat(batches).mean(dim=0, keepdim=True)
     errors: dict[str, list[Tensor]] = {"self": [], "mean_image": []}

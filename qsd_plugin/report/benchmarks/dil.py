@@ -119,7 +119,7 @@ def step_function(kind: str, size: Size, seed: int, *, plain: bool) -> Step:
     """A step that trains; its arguments as for :func:`both_steps`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        networks = Networks(*(part.train() for part in dil_networks(_CLASSES, width=size.width)))
+        networks = Networks._make(part.train() for part in dil_networks(_CLASSES, width=size.width))
         if kind == "stage 2":
             return _stage2_step(networks, size, seed, plain)
     phase = kind.rsplit(" ", maxsplit=1)[-1]

@@ -96,7 +96,7 @@ class PlainStage1:
         if pair.phase == "unpaired":
             cleanness = 2 * (_squares(maps[0], 0) + _squares(maps[1], 1))
         else:
-            cleanness = _hinge(*maps, torch.tensor(-1.0) if pair.paired else self._order(pair))
+            cleanness = _hinge(maps[0], maps[1], torch.tensor(-1.0) if pair.paired else self._order(pair))
         return {"realness": torch.as_tensor(realness), "degradation": cleanness}
 
     @torch.no_grad()
@@ -150,7 +150,7 @@ class PlainStage2:
 
 def plain_copy(networks: Networks) -> Networks:
     """The same weights for the other side of a comparison."""
-    return Networks(*(copy.deepcopy(part) for part in networks))
+    return Networks._make(copy.deepcopy(part) for part in networks)
 
 
 def _squares(maps: Sequence[Tensor], target: float) -> Tensor:

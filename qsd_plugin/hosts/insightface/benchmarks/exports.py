@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -185,7 +186,7 @@ def _host_network(checkout: Path, name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     with on_path(checkout), _silent():
         network: nn.Module = host_module("backbones").get_model(name, dropout=0.0, fp16=False, num_features=512)
-    return _settled(network)
+        return _settled(network)
 
 
 def _our_network(theirs: nn.Module | None, seed: int) -> FaceModel:
@@ -225,11 +226,15 @@ def _numpy_float() -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without what torch prints about an opset that it cannot convert to."""
+    """Without what the checkout warns of, and what torch prints about an opset that it cannot convert to."""
+    logging.disable(logging.WARNING)
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

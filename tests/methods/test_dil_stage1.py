@@ -20,6 +20,7 @@ from qsd_plugin.methods.dil import (
     Stage1Trainer,
     Stage1Weights,
     dil_networks,
+    layers,
     stage1,
 )
 from qsd_plugin.methods.dil.adam import FlatAdam, stepped_lr
@@ -368,19 +369,14 @@ def test_discriminators_penalty_and_norms_see_single_precision_inside_autocast(
         seen["penalty"] |= {images.dtype, *(scores.dtype for scores in maps)}
         return r1(maps, images, **options)
 
-    def instance_norm(*args: Any, **options: Any) -> Tensor:
-        if len(args) == 1:  # AdaIN's; the encoder's layers give more
-            seen["adain"].add(args[0].dtype)
-        return host_norm(*args, **options)
+    def normalised(x: Tensor, scale: Tensor | None, shift: Tensor | None, *, over: str, **options: Any) -> Tensor:
+        if scale is not None:
+            seen["adain" if over == "positions" else "norm"] |= {x.dtype, scale.dtype}
+        return normalise(x, scale, shift, over=over, **options)
 
-    def std_mean(x: Tensor, **options: Any) -> Any:
-        seen["norm"].add(x.dtype)
-        return host_std_mean(x, **options)
-
-    host_norm, host_std_mean = nn.functional.instance_norm, torch.std_mean
+    normalise = layers.normalise
     monkeypatch.setattr(stage1, "r1", penalised)
-    monkeypatch.setattr(nn.functional, "instance_norm", instance_norm)
-    monkeypatch.setattr(torch, "std_mean", std_mean)
+    monkeypatch.setattr(layers, "normalise", normalised)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         stage(pair(phase))
     assert torch.bfloat16 in seen.pop("judged")  # the generator's side is not an island

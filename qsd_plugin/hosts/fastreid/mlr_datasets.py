@@ -97,5 +97,5 @@ def degraded_cameras_of(name: str) -> tuple[int, ...]:
 
 
 def gallery_protocol(name: str) -> str:
-    """:data:`ALL` or :data:`SINGLE`: what papers on the test set ``name`` compare a query with."""
-    return str(getattr(DATASET_REGISTRY.get(name), "gallery_protocol", ALL))
+    """:data:`ALL` or :data:`SINGLE`: what papers on the test set ``name`` compare a query with; of others ``ALL``."""
+    return str(getattr(DATASET_REGISTRY._obj_map.get(name), "gallery_protocol", ALL))

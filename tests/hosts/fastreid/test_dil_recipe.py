@@ -189,7 +189,7 @@ def test_qsd_on_top_reads_labels_in_the_last_stage_alone(folder: Path) -> None:
     assert not any(key.startswith(("QSD.", "QUALITY.")) for name in STAGES[:3] for key in stages[name].keys)
     own = str(folder / "given.pth")
     by_stage1 = recipe_cfg(folder, **on_top, **{"QUALITY.SOURCE": "dil_severity", "QUALITY.SEVERITY.STAGE1": own})
-    inputs = recipes.build_recipe(by_stage1, ARGUMENTS)[-1].inputs
+    inputs = {stage.name: stage for stage in recipes.build_recipe(by_stage1, ARGUMENTS)}["stage2"].inputs
     assert Path(own) in inputs
     assert not any("labels" in str(path) for path in inputs)
 

@@ -79,8 +79,6 @@ def test_only_what_a_phase_reaches_moves(tmp_path: Path) -> None:
     model = build(cfg)
     start = {name: value.clone() for name, value in model.named_parameters()}
     host_steps(cfg, model, 1)
-    for parameter in model.untouched():
-        assert parameter.grad is None
     still = {name for name, value in model.named_parameters() if value.equal(start[name])}
     assert {name for name in still if ".classifier." in name} == {
         name for name in start if name.startswith("stage.content_encoder.classifier.")
@@ -158,13 +156,12 @@ def test_phase_and_draws_are_those_of_the_iteration_that_a_batch_was_made_for(tm
     for completed in (0, 3):
         model = build(dil_cfg(tmp_path, **{"DIL.STAGE1_OPTIONS.R1_EVERY": 2}))
         model.stage.adam.steps.fill_(completed)
-        found.append(step(model, pair_batch(2)) | {"order": model.untouched()[0].shape})
+        found.append(step(model, pair_batch(2)))
         assert model.stage.iteration == completed + 1
     assert "loss_dil_identity" in found[0]
     # Adam's first step differs; what does not see the discriminators is equal bit for bit, dropout included.
     for name in ("loss_dil_self", "loss_dil_cross", "loss_dil_identity"):
         assert found[0][name].equal(found[1][name]), name
-    assert found[0]["order"] == found[1]["order"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qsd_plugin.core.errors import DataError
 from qsd_plugin.hosts.fastreid.dil_files import start_trunk
@@ -56,7 +56,6 @@ class DIL(DILArchitecture):
             seed=self._seed,
         )
         self._optimizer: torch.optim.Optimizer | None = None
-        self._iteration = 0
         self._stats = Statistics("dil")
         self._sheets = TrainingSheets(cfg)
 
@@ -73,7 +72,6 @@ class DIL(DILArchitecture):
             result = self.stage(pair, iteration)
         losses: Losses = {f"loss_dil_{name}": term for name, term in result.terms.items()}
         if torch.is_grad_enabled():
-            self._iteration = iteration
             self._stats.add(result.stats)
         return self.reached(losses)
 
@@ -86,16 +84,6 @@ class DIL(DILArchitecture):
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the discriminators' learning rate be that of the host's optimizer, times the configured factor."""
         self._optimizer = optimizer
-
-    def untouched(self) -> list[nn.Parameter]:
-        """What the last training step does not train: its phase gives it no gradient."""
-        stage, options = self.stage, self.stage.options
-        paired = self._schedule.phase(self._iteration) == "paired"
-        parts: list[nn.Module] = [] if paired else [stage.degradation_encoder.conv3_sync]
-        ablated = f"{'paired' if paired else 'unpaired'}.identity" in options.ablate
-        if not options.weights.identity or ablated or (paired and not options.predictions_agree):
-            parts += [stage.content_encoder.head.identity, stage.content_encoder.classifier]
-        return [parameter for part in parts for parameter in part.parameters()]
 
     def _pair(self, batch: Batch) -> tuple[int, Pair]:
         """The iteration that a batch was made for, from 1, and its pairs."""

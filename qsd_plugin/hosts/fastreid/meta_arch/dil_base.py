@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,7 @@ class DILArchitecture(nn.Module):
             values = torch.tensor(cfg.MODEL[f"PIXEL_{name.upper()}"]).view(1, -1, 1, 1)
             self.register_buffer(f"pixel_{name}", values, persistent=False)
         self._seed = max(cfg.SEED, 0)
+        self._untouched: list[nn.Parameter] = []
 
     @property
     def device(self) -> torch.device:
@@ -59,13 +60,36 @@ class DILArchitecture(nn.Module):
         """The losses, across ranks with a zero added that every trained parameter has a part in.
 
         Data-parallel training waits for the gradients of all parameters, and a phase or a loss that is off leaves some
-        without. In a single process, and without gradients, nothing changes.
+        without; :meth:`untouched` has these. In a single process, and without gradients, nothing changes.
         """
+        self._untouched = []
         if world_size() == 1 or not torch.is_grad_enabled():
             return losses
-        zero = torch.stack([part.sum() for part in self.parameters() if part.requires_grad]).sum() * 0.0
+        leaves = leaves_of(losses.values())
+        trained = [part for part in self.parameters() if part.requires_grad]
+        self._untouched = [part for part in trained if part not in leaves]
         first, *_ = losses
-        return {**losses, first: losses[first] + zero}
+        return {**losses, first: losses[first] + torch.stack([part.sum() for part in trained]).sum() * 0.0}
+
+    def untouched(self) -> list[nn.Parameter]:
+        """Parameters that the last step's losses do not depend on but have a gradient of zero, for :meth:`reached`."""
+        return self._untouched
+
+
+def leaves_of(losses: Iterable[Tensor]) -> set[Tensor]:
+    """Every leaf that a backward pass from ``losses`` would give a gradient."""
+    waiting = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
+    seen, leaves = set(waiting), set()
+    while waiting:
+        node = waiting.pop()
+        variable = getattr(node, "variable", None)  # of the nodes that accumulate
+        if variable is not None:
+            leaves.add(variable)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return leaves
 
 
 def images_of(batch: Batch | Tensor) -> Tensor:

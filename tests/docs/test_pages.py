@@ -89,6 +89,16 @@ def test_studies_on_a_method_s_page_come_from_stored_comparisons(file: Path) -> 
     assert shown in (file.parents[1] / "README.md").read_text(encoding="utf-8")
 
 
+def test_ablation_on_qgface_s_page_comes_from_the_stored_results() -> None:
+    stored = json.loads((ROOT / "projects/QGFace/results/ablation.json").read_text(encoding="utf-8"))
+    shares = ("low_quality", "low_quality_clean", "low_quality_degraded", "contrasted")
+    points = ("clean/accuracy", "mixed/accuracy", "clean/rank-1", "mixed/rank-1")
+    page = (ROOT / "projects/QGFace/README.md").read_text(encoding="utf-8")
+    for row in stored["rows"]:
+        figures = [*(f"{row[key]:.3f}" for key in shares), *(f"{row[key]:.1f}" for key in points)]
+        assert f"| {' | '.join([row['coupling'], row['threshold'], *figures])} |" in page
+
+
 def test_temperatures_on_the_page_are_what_the_formulas_say() -> None:
     from qsd_plugin.methods.qud.temperature import half_saturation_cosine, loss_floor
 

@@ -64,7 +64,8 @@ def state_of_head(output: Path, rank: int) -> dict[str, torch.Tensor]:
     return head
 
 
-ONE_RUN = [(name, 2) for name in RUNS if "sampled" not in name and name != "no method"]
+# Without a method the checkout's own flips come from each process's global generator, so its images are others.
+ONE_RUN = [(name, 2) for name, run in RUNS.items() if "sampled" not in name and run.methods and run.methods["methods"]]
 ONE_RUN += [("QGFace", 4), ("QGFace, QSD, QUD", 4)]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qsd_plugin.hosts import fastreid as host
-from qsd_plugin.hosts.fastreid.benchmarks import qgface_step
+from qsd_plugin.hosts.fastreid.benchmarks import host_steps, qgface_step
 
 host.activate()
 
@@ -49,7 +49,7 @@ def test_items_name_baseline_and_size_and_carry_their_limit(monkeypatch: pytest.
     def ratio(build: Any, pairs: int, rounds: int) -> dict[str, Any]:
         return {"median": 1.0, "low": 1.0, "high": 1.0, "pairs": pairs}
 
-    monkeypatch.setattr(qgface_step, "pooled_ratio", ratio)
+    monkeypatch.setattr(host_steps, "pooled_ratio", ratio)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     items = qgface_step.run([TINY, qgface_step.Size(34, 1.0, 256, 112, device="cuda")], pairs=7)["items"]
     assert items.pop("QGFace step over AdaFace, IR-34 x1 112x112, 256 images, queue 8192 x 512, cuda") == {

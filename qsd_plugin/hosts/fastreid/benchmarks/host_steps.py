@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from qsd_plugin.report.benchmarks.paired import freed_memory_kept, pooled_ratio
+
 Step = Callable[[], None]
+
+
+class Item(NamedTuple):
+    """Two steps to compare: builds both, told whether the second comes first; on a GPU they may be skipped."""
+
+    name: str
+    sides: Callable[[bool], tuple[Step, Step]]
+    device: str
+    limit: float | None = None
+
+
+def timed(items: Iterable[Item], *, pairs: int, rounds: int, only: str) -> dict[str, Any]:
+    """Time items whose name contains ``only``, over ``pairs`` interleaved pairs in so many rounds.
+
+    Returns:
+        ``threads``, ``load`` (one-minute average at the start), ``freed_memory_kept``, ``rounds`` and ``items``: what
+        :func:`pooled_ratio` gives, first side over second, and ``limit`` where there is one.
+    """
+    load = os.getloadavg()[0]
+    found: dict[str, dict[str, Any]] = {}
+    with freed_memory_kept() as kept:
+        for name, sides, device, limit in items:
+            if only not in name:
+                continue
+            if device == "cuda" and not torch.cuda.is_available():
+                found[name] = {"skipped": "not shown, no GPU"}
+                continue
+            found[name] = pooled_ratio(sides, pairs, rounds=rounds) | ({} if limit is None else {"limit": limit})
+    return {
+        "threads": torch.get_num_threads(),
+        "load": load,
+        "freed_memory_kept": kept,
+        "rounds": rounds,
+        "items": found,
+    }
 
 
 def build(cfg: Any, seed: int) -> Any:

@@ -6,7 +6,6 @@ the views is the loader's work and left out. The baselines are the host's ArcFac
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from typing import Any
 
 import torch
 
-from qsd_plugin.hosts.fastreid.benchmarks.host_steps import Step, build, trainer_step, warmed_up
-from qsd_plugin.report.benchmarks.paired import freed_memory_kept, pooled_ratio
+from qsd_plugin.hosts.fastreid.benchmarks.host_steps import Item, Step, build, timed, trainer_step, warmed_up
 
 #: Largest allowed ratio to the step of each baseline; AdaFace is the one whose head QGFace has, ArcFace the host's own.
 LIMITS = {"AdaFace": 1.05, "ArcFace": 1.05}
@@ -63,28 +61,20 @@ def run(chosen: Sequence[Size] = SIZES, *, pairs: int = 30, seed: int = 0, only:
         only: Items whose name contains this.
 
     Returns:
-        ``threads``, ``load`` (one-minute average at the start), ``freed_memory_kept``, ``rounds`` and ``items``: what
-        :func:`pooled_ratio` gives, QGFace over the baseline, and ``limit``.
+        As :func:`~.host_steps.timed`, QGFace over the baseline.
     """
-    load = os.getloadavg()[0]
-    items: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder, freed_memory_kept() as kept:
-        for size in chosen:
-            for baseline, limit in LIMITS.items():
-                if only not in (item := f"QGFace step over {baseline}, {size}"):
-                    continue
-                if size.device == "cuda" and not torch.cuda.is_available():
-                    items[item] = {"skipped": "not shown, no GPU"}
-                    continue
-                sides = partial(step_functions, size, baseline, Path(folder), seed)
-                items[item] = pooled_ratio(sides, pairs, rounds=ROUNDS) | {"limit": limit}
-    return {
-        "threads": torch.get_num_threads(),
-        "load": load,
-        "freed_memory_kept": kept,
-        "rounds": ROUNDS,
-        "items": items,
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        items = [
+            Item(
+                f"QGFace step over {baseline}, {size}",
+                partial(step_functions, size, baseline, Path(folder), seed),
+                size.device,
+                limit,
+            )
+            for size in chosen
+            for baseline, limit in LIMITS.items()
+        ]
+        return timed(items, pairs=pairs, rounds=ROUNDS, only=only)
 
 
 def step_functions(

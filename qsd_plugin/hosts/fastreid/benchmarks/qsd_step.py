@@ -11,7 +11,6 @@ pooled (:func:`~.paired.pooled_ratio`): 60 pairs are 4 rounds of 15.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +22,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from qsd_plugin.hosts.fastreid.benchmarks.host_steps import Step, build, trainer_step, warmed_up
+from qsd_plugin.hosts.fastreid.benchmarks.host_steps import Item, Step, build, timed, trainer_step, warmed_up
 from qsd_plugin.quality.labels import QualityLabels
 from qsd_plugin.quality.sources import FileSource
-from qsd_plugin.report.benchmarks.paired import freed_memory_kept, pooled_ratio
 
 #: Images per identity in a batch.
 INSTANCES = 4
@@ -72,32 +70,20 @@ def run(chosen: Sequence[Size] = SIZES, *, pairs: int = 30, seed: int = 0, only:
         only: Items whose name contains this.
 
     Returns:
-        ``threads``, ``load`` (one-minute average at the start), ``freed_memory_kept``, ``rounds`` and ``items``: per
-        size and pairing what :func:`pooled_ratio` gives, QSD over the baseline, and ``limit``. With partners the
-        baseline's batch is the 2B images of anchors and partners. One more item per size, without a limit, is the
-        baseline itself with two forwards of B over one of 2B: what the separate forward costs before QSD adds anything.
+        As :func:`~.host_steps.timed`: per size and pairing QSD over the baseline. With partners the baseline's batch is
+        the 2B images of anchors and partners. One more item per size, without a limit, is the baseline itself with two
+        forwards of B over one of 2B: what the separate forward costs before QSD adds anything.
     """
-    load = os.getloadavg()[0]
-    items: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as name, freed_memory_kept() as kept:
+    items: list[Item] = []
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for size in chosen:
-            if size.device == "cuda" and not torch.cuda.is_available():
-                items[f"QSD step, {size}"] = {"skipped": "not shown, no GPU"}
-                continue
             for pairing, limit in LIMITS.items():
-                if only in (item := f"QSD step, {size}, {pairing}"):
-                    sides = partial(step_functions, size, pairing, folder, seed)
-                    items[item] = pooled_ratio(sides, pairs, rounds=ROUNDS) | {"limit": limit}
-            if only in (item := f"baseline step, {size}, two forwards"):
-                items[item] = pooled_ratio(partial(two_forwards, size, folder, seed), pairs, rounds=ROUNDS)
-    return {
-        "threads": torch.get_num_threads(),
-        "load": load,
-        "freed_memory_kept": kept,
-        "rounds": ROUNDS,
-        "items": items,
-    }
+                sides = partial(step_functions, size, pairing, folder, seed)
+                items.append(Item(f"QSD step, {size}, {pairing}", sides, size.device, limit))
+            twice = partial(two_forwards, size, folder, seed)
+            items.append(Item(f"baseline step, {size}, two forwards", twice, size.device))
+        return timed(items, pairs=pairs, rounds=ROUNDS, only=only)
 
 
 def step_functions(

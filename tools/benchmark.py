@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Speed and memory beside an honest baseline in the same process, as paired ratios with 95 % intervals.
 
-python tools/benchmark.py                         everything at the sizes the limits are stated for (about 40 minutes)
+python tools/benchmark.py                         everything at the sizes the limits are stated for (an hour or more)
 python tools/benchmark.py labels import           some of it
 python tools/benchmark.py --pairs 6 --slow-pairs 2 --json out.json
 python tools/benchmark.py insightface --host-root CHECKOUT   beside InsightFace's trainer and files

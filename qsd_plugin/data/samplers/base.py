@@ -64,6 +64,14 @@ class StepSampler(Sampler[int]):
         self.seed, self.step = int(state["seed"]), int(state["step"])
 
 
+def images_by_identity(identities: Sequence[Hashable]) -> list[list[int]]:
+    """Image indices of each identity of ``identities`` [N], in the order in which these first appear."""
+    members: dict[Hashable, list[int]] = {}
+    for index, identity in enumerate(identities):
+        members.setdefault(identity, []).append(index)
+    return list(members.values())
+
+
 class IdentitySampler(StepSampler):
     """A batch is P x K images, the K of an identity in a row.
 
@@ -97,11 +105,7 @@ class IdentitySampler(StepSampler):
         check_identity_sampling(identities, batch_size, num_instances, world_size=world_size)
         super().__init__(batch_size, seed=seed, rank=rank, world_size=world_size)
         self.num_instances = num_instances
-        members: dict[Hashable, list[int]] = {}
-        for index, identity in enumerate(identities):
-            members.setdefault(identity, []).append(index)
-        #: Images of each identity; identities are numbered in the order in which they appear.
-        self._images = list(members.values())
+        self._images = images_by_identity(identities)
         self._order: tuple[tuple[int, int], NDArray[np.int64]] | None = None
 
     def batch(self, step: int) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from qsd_plugin.core.streams import numpy_stream
-from qsd_plugin.data.samplers.base import StepSampler
+from qsd_plugin.data.samplers.base import StepSampler, images_by_identity
 from qsd_plugin.data.samplers.checks import check_identity_sampling
 
 
@@ -48,10 +48,7 @@ class SeededIdentitySampler(StepSampler):
         check_identity_sampling(identities, batch_size, num_instances)
         super().__init__(batch_size, seed=seed, rank=rank, world_size=world_size)
         self.num_instances = num_instances
-        members: dict[Hashable, list[int]] = {}
-        for index, identity in enumerate(identities):
-            members.setdefault(identity, []).append(index)
-        self._images = [np.array(images) for images in members.values()]
+        self._images = [np.array(images) for images in images_by_identity(identities)]
         self._pass: tuple[tuple[int, int], list[list[int]]] | None = None
         #: The seed that the following are of, and the number of batches up to the end of each pass so far.
         self._ends: tuple[int, list[int]] = (seed, [])

@@ -112,7 +112,8 @@ def status() -> Iterator[tuple[Patch, State]]:
 def without(row: str) -> Iterator[None]:
     """Run the host without one runtime patch, to show what the patch is for.
 
-    Only for rows whose names nothing wraps afterwards: undoing a row also takes off what was put on top of it.
+    What was put on top of the row is off, too, and back afterwards. Only for rows that consist of
+    :func:`~.patch.replace`, whose undoing can be undone.
     """
     patch = next(patch for patch in TABLE if patch.row == row)
     entry = _installed[row]
@@ -122,7 +123,7 @@ def without(row: str) -> Iterator[None]:
     try:
         yield
     finally:
-        entry.undo = patch.apply()
+        entry.undo()
 
 
 def _apply(patch: Patch, off: frozenset[str]) -> Undo | None:

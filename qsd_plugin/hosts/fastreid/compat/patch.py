@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 Undo = Callable[[], None]
 
+_ABSENT = object()
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -43,27 +45,31 @@ def always() -> bool:
 def replace(owner: Any, name: str, value: Any) -> Undo:
     """Set ``owner.name = value`` and return the function that restores what was there before.
 
+    A second call of that function restores what the first one found, with all that others had put on top of ``value``.
     Class attributes are read from the class's own dictionary, so that static and class methods survive the round trip.
     """
-    own = vars(owner)
-    existed = name in own
-    before = own.get(name)
+    kept = vars(owner).get(name, _ABSENT)
 
-    def undo() -> None:
-        if existed:
-            setattr(owner, name, before)
-        else:
+    def swap() -> None:
+        nonlocal kept
+        found, wanted = vars(owner).get(name, _ABSENT), kept
+        if wanted is _ABSENT:
             delattr(owner, name)
+        else:
+            setattr(owner, name, wanted)
+        kept = found
 
     setattr(owner, name, value)
-    return undo
+    return swap
 
 
 def together(*undos: Undo) -> Undo:
-    """One function that runs all ``undos``, last change first."""
+    """One function that runs all ``undos``, last change first; when it is called again, first change first."""
+    steps = list(undos)
 
     def undo() -> None:
-        for step in reversed(undos):
+        steps.reverse()
+        for step in steps:
             step()
 
     return undo

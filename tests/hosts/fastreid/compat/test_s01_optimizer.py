@@ -100,6 +100,25 @@ def test_s01_without_the_repair_nothing_changes(tmp_path: Path, monkeypatch: pyt
     assert changed == set()
 
 
+@pytest.mark.parametrize("row", ["S01", "S01-CHECK", "S21"])
+def test_s01_what_is_put_on_top_of_a_row_is_back_afterwards(row: str) -> None:
+    import fastreid.engine.defaults
+    import fastreid.evaluation
+    import fastreid.solver
+    from fastreid.engine import train_loop
+
+    owners = [fastreid.solver, fastreid.solver.build, fastreid.engine.defaults]
+    places = [(owner, "build_optimizer") for owner in owners]
+    places += [(train_loop.SimpleTrainer, "run_step"), (train_loop.AMPTrainer, "run_step")]
+    places += [(fastreid.evaluation.ReidEvaluator, "evaluate")]
+    before = [vars(owner)[name] for owner, name in places]
+    for _ in range(2):
+        with compat.without(row):
+            inside = [vars(owner)[name] for owner, name in places]
+        assert any(one is not other for one, other in zip(inside, before, strict=True))
+        assert all(vars(owner)[name] is value for (owner, name), value in zip(places, before, strict=True))
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
 def test_s01_flat_buffers_train_like_plain_parameters(optimizer: str) -> None:
     cfg = tiny_cfg(**{"SOLVER.OPT": optimizer, "SOLVER.BASE_LR": 0.01})

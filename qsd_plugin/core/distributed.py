@@ -13,6 +13,9 @@ from qsd_plugin.core.errors import QSDPluginError
 
 T = TypeVar("T")
 
+#: Groups that were left, see :func:`leave_group`.
+_left: list[Any] = []
+
 
 def initialised() -> bool:
     """Whether a process group with more than one rank is up."""
@@ -27,6 +30,18 @@ def world_size() -> int:
 def rank() -> int:
     """This process's rank; 0 without a process group."""
     return dist.get_rank() if initialised() else 0
+
+
+def leave_group() -> None:
+    """Leave the process group, if there is one.
+
+    The group's object is kept until the process ends. Otherwise the last one to hold it is a data-parallel wrapper, and
+    when Python frees that, gloo waits for a thread which waits for Python to release what was exchanged last: after an
+    error on all ranks a training then hangs, now and then, instead of ending (pytorch/pytorch#190489).
+    """
+    if dist.is_available() and dist.is_initialized():
+        _left.append(dist.group.WORLD)
+        dist.destroy_process_group()
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:

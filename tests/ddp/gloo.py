@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from qsd_plugin.core.distributed import leave_group
+
 
 def run_ranks(function: Callable[..., Any], *args: object, world_size: int = 2) -> list[Any]:
     """What ``function(rank, *args)`` returns on each rank.
@@ -42,4 +44,4 @@ def _run(rank: int, function: Callable[..., Any], args: tuple[object, ...], worl
     try:
         torch.save(function(rank, *args), Path(folder) / f"{rank}.pt")
     finally:
-        dist.destroy_process_group()
+        leave_group()

@@ -14,8 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from qsd_plugin.core.distributed import leave_group
 from qsd_plugin.core.errors import ConfigError, HostError, did_you_mean
 from qsd_plugin.hosts.insightface import compat
 from qsd_plugin.hosts.insightface.checkout import (
@@ -64,7 +63,7 @@ def train(host_root: Path, config: str) -> None:
         _announce(f"host {root}, config {name}, methods {', '.join(options.methods) or 'none: plain arcface_torch'}")
         arguments, sys.argv = sys.argv, [str(root / SCRIPT), f"configs/{name}"]
         scope.callback(setattr, sys, "argv", arguments)
-        scope.callback(_leave_group)
+        scope.callback(leave_group)
         runpy.run_path(str(root / SCRIPT), run_name="__main__")
 
 
@@ -181,11 +180,6 @@ def _clean_checkout() -> Iterator[None]:
         yield
     finally:
         sys.dont_write_bytecode = before
-
-
-def _leave_group() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def _announce(line: str) -> None:

@@ -73,7 +73,8 @@ def require_same_architecture(source: str, weights: Mapping[str, Any], model: Ma
     """Refuse weights of another architecture; warn when part of a backbone stays as it was initialised.
 
     What counts are the backbone's kernels (two and more dimensions): their names and shapes tell architectures apart,
-    whereas vectors of the same length are everywhere. Heads may differ: their size follows the training set.
+    whereas vectors of the same length are everywhere. Heads may differ: their size follows the training set. In a model
+    without ``backbone`` all kernels but those of classifiers count.
 
     Args:
         source: File name for the message.
@@ -85,7 +86,8 @@ def require_same_architecture(source: str, weights: Mapping[str, Any], model: Ma
     """
     found = {name.removeprefix("module."): tuple(getattr(value, "shape", ())) for name, value in weights.items()}
     kernels = {name: tuple(tensor.shape) for name, tensor in model.items() if tensor.dim() > 1}
-    kernels = {name: shape for name, shape in kernels.items() if name.startswith("backbone.")} or kernels
+    sized = {name: shape for name, shape in kernels.items() if "classifier" not in name.split(".")}
+    kernels = {name: shape for name, shape in kernels.items() if name.startswith("backbone.")} or sized or kernels
     missed = [name for name, shape in kernels.items() if found.get(name) != shape]
     if not missed:
         return

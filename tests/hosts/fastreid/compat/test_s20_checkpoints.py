@@ -152,6 +152,20 @@ def test_s20_partial_weights_load_with_a_warning(
     assert "holds only 1 of the model's 2 backbone kernels" in caplog.text
 
 
+def test_s20_classifiers_of_another_size_are_no_news(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fastreid"), "propagate", True)
+
+    def weights(classes: int, width: int) -> dict[str, torch.Tensor]:
+        return {"net.layer.weight": torch.ones(2, width), "net.classifier.0.weight": torch.ones(classes, 2)}
+
+    require_same_architecture("x.pth", weights(7, 3), weights(1, 3))
+    assert caplog.text == ""
+    with pytest.raises(CheckpointError, match="it holds 0 of the model's 1 backbone kernels"):
+        require_same_architecture("x.pth", weights(7, 3), weights(7, 4))
+
+
 def test_s20_heads_of_another_size_are_no_obstacle(tmp_path: Path) -> None:
     donor = Model(classes=7)
     torch.save({"model": donor.state_dict()}, tmp_path / "donor.pth")

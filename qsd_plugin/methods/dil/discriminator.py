@@ -5,6 +5,8 @@ Shapes: B images, H x W pixels, S scales. Source: Huang et al., CVPR 2020.
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +15,8 @@ from qsd_plugin.methods.dil.cheap import channels_last
 from qsd_plugin.methods.dil.layers import ConvLayer
 
 _RESIDUAL_BLOCKS = 4
+#: Standard deviation of the authors' initial weights, and the width it is for.
+_STD, _WIDTH = 0.02, 32
 
 
 class ResidualConvs(nn.Module):
@@ -39,7 +43,9 @@ class MultiScaleDiscriminator(nn.Module):
 
     Args:
         scales: S; the authors' have 3 for real or not, and for the degradation 1 where it is resolution, otherwise 3.
-        width: Channels of the first layers; the last ones have twice as many.
+        width: Channels of the first layers; the last ones have twice as many. Initial weights are normal, with the
+            authors' deviation of 0.02 times the root of 32 / width: a layer's output then has the scale it has in their
+            network. With 0.02, a narrow network's gradients are so small that weight decay turns it off.
 
     Raises:
         ConfigError: Not at least one scale; on call, images too small for the last scale.
@@ -52,7 +58,7 @@ class MultiScaleDiscriminator(nn.Module):
         self.nets = nn.ModuleList(_network(width) for _ in range(scales))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=_STD * math.sqrt(_WIDTH / width))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

@@ -20,7 +20,9 @@ from qsd_plugin.methods.dil import (
     IdentityEncoder,
     MultiScaleDiscriminator,
 )
+from qsd_plugin.methods.dil.adam import FlatAdam
 from qsd_plugin.methods.dil.layers import LayerNorm, LiteBlock, adaptive_instance_norm
+from qsd_plugin.methods.dil.losses import rank_loss
 from qsd_plugin.networks.resnet_stages import ResNetStages
 
 FULL = (256, 128)
@@ -252,6 +254,30 @@ def test_a_code_changes_the_image_and_not_its_batch_mates() -> None:
     changed = generator(content, torch.cat([codes[:1] + 1, codes[1:]]))
     assert (plain[0] - changed[0]).abs().max() > 1e-3
     assert torch.equal(plain[1:], changed[1:])
+
+
+@pytest.mark.parametrize(("width", "std"), [(32, 0.02), (8, 0.04), (2, 0.08)])
+def test_narrow_discriminators_start_at_the_scale_of_the_authors(width: int, std: float) -> None:
+    torch.manual_seed(0)
+    weights = [m.weight for m in MultiScaleDiscriminator(1, width=width).modules() if isinstance(m, nn.Conv2d)]
+    assert torch.cat([weight.flatten() for weight in weights]).std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize(("std", "learns"), [(None, True), (0.02, False)])
+def test_a_narrow_discriminator_learns_which_image_is_blurred(std: float | None, learns: bool) -> None:
+    """With the authors' deviation at a quarter of their width, the control, weight decay wins and the loss stays 1."""
+    torch.manual_seed(0)
+    network = MultiScaleDiscriminator(1, width=8)
+    for module in network.modules():
+        if std is not None and isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=std)
+    parameters = list(network.parameters())
+    adam = FlatAdam(sum(parameter.numel() for parameter in parameters), lr=5e-4)
+    for step in range(100):
+        image = torch.randn(4, 3, 32, 32, generator=torch_stream(8, step))
+        loss = rank_loss(network(nn.functional.avg_pool2d(image, 3, 1, 1)), network(image))
+        adam.step(parameters, torch.autograd.grad(loss, parameters))
+    assert loss.item() < 0.05 if learns else loss.item() > 0.99
 
 
 def test_refusals() -> None:

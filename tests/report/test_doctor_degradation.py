@@ -16,7 +16,12 @@ def stage1(folder: Path, losses: list[float], **options: Any) -> Path:
     """A stage 1 with these losses of D_real in its metrics."""
     stage = folder / "stage1"
     stage.mkdir()
-    own = {"REALNESS": 2.0, "RECONSTRUCTION": options.get("weight", 5.0), "PIXEL": options.get("pixel", "l1")}
+    own = {
+        "REALNESS": 2.0,
+        "DEGRADATION": 2.0,
+        "RECONSTRUCTION": options.get("weight", 5.0),
+        "PIXEL": options.get("pixel", "l1"),
+    }
     node = {"PAIRS": {"PAIRED_PROB": options.get("paired", -1.0)}, "STAGE1_OPTIONS": own}
     settings = {"MODEL": {"META_ARCHITECTURE": options.get("architecture", "DIL")}, "DIL": node}
     (stage / "config.yaml").write_text(json.dumps(settings))
@@ -62,6 +67,20 @@ def test_collapse_is_told_by_images_that_are_not_rendered_as_themselves(
     assert balance.verdict == "unknown"
     assert [finding.verdict for finding in found] == verdicts
     assert all(finding.figure.startswith(figure) for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [
+        ([0.4] * 6 + [2.0, 2.0006], "warning"),  # weight 2
+        ([2.0] * 6 + [2.0, 1.8], "ok"),
+        ([2.0] * 6 + [0.0, 0.0], "ok"),
+    ],
+)
+def test_a_discriminator_of_degradations_that_is_off_is_told(tmp_path: Path, losses: list[float], verdict: str) -> None:
+    run = open_run(stage1(tmp_path, losses, name="dil/discriminator_degradation"))
+    balance, ranking = degradation.degradation(run)
+    assert (balance.verdict, ranking.verdict) == ("unknown", verdict)
 
 
 def test_other_trainings_are_none_of_its_business(tmp_path: Path) -> None:

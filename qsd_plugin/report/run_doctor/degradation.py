@@ -1,4 +1,4 @@
-"""Checks of DIL: has the generator collapsed, do it and the discriminators keep each other busy, do codes differ?"""
+"""Checks of DIL: has the generator collapsed, is each discriminator of use to it, do codes differ?"""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from qsd_plugin.report.run_doctor.run_files import Run, StageFolder
 #: Least-squares loss of the discriminator on one kind of rendering against pictures: 0 if it is never wrong, 0.5 if it
 #: guesses. Outside these limits one side is far ahead. Ours, not measured on trainings that failed.
 LOWEST, HIGHEST = 0.02, 0.65
+#: Loss of the discriminator of degradations if it tells no picture from another, hinge or least squares; so near it is off.
+GUESSES, OFF = 1.0, 1e-3
 #: Mean difference of an image and its own rendering, in deviations of ImageNet as after normalisation. The best
 #: single picture for all images is 0.71 off (300 images of Market-1501 at 64 x 32).
 WORST_RENDERING = 0.6
@@ -24,11 +26,12 @@ SMALLEST_SPREAD = 0.01
 
 @check("degradation")
 def degradation(run: Run) -> Iterator[Finding]:
-    """Collapse of stage 1's generator, balance of its two sides, and spread of the bank's codes."""
+    """Collapse of stage 1's generator, its discriminators, and spread of the bank's codes."""
     for stage in run.training:
         if stage.setting("MODEL.META_ARCHITECTURE") == "DIL":
             yield from _collapse(stage)
             yield _balance(stage)
+            yield from _ranking(stage)
     bank = run.stage("bank")
     if bank is not None and (bank.path / "codes.npz").is_file():
         yield _spread(bank)
@@ -84,6 +87,29 @@ def _balance(stage: StageFolder) -> Finding:
         f"loss {loss:.3g} in the last quarter, 0.5 of one that guesses",
         f"{LOWEST} to {HIGHEST}",
         f"{'Lower' if low else 'Raise'} DIL.STAGE1_OPTIONS.DISCRIMINATOR_LR_FACTOR." if low or high else "",
+    )
+
+
+def _ranking(stage: StageFolder) -> Iterator[Finding]:
+    """Whether the discriminator of degradations tells pictures apart; silent where it is off or has nothing written."""
+    values = stage.series("dil/discriminator_degradation")
+    weight = float(stage.setting("DIL.STAGE1_OPTIONS.DEGRADATION", 1.0))
+    if not values or not weight:
+        return
+    last = [value / weight for value in values[-max(1, len(values) // 4) :]]
+    off = all(abs(value - GUESSES) < OFF for value in last)
+    yield Finding(
+        "degradation",
+        stage.name,
+        "warning" if off else "ok",
+        "The discriminator of degradations tells no picture from another, so codes are not made to carry degradation"
+        if off
+        else "The discriminator of degradations tells pictures apart",
+        f"loss {fmean(last):.4g} in the last quarter, {GUESSES:g} of one that guesses",
+        f"not always within {OFF:g} of {GUESSES:g}",
+        "Raise DIL.STAGE1_OPTIONS.DISCRIMINATOR_LR_FACTOR, or train with stronger degradations (DIL.PAIRS)."
+        if off
+        else "",
     )
 
 

@@ -15,7 +15,7 @@ from qsd_plugin.report.run_doctor.run_files import Run, StageFolder
 #: Least-squares loss of the discriminator on one kind of rendering against pictures: 0 if it is never wrong, 0.5 if it
 #: guesses. Outside these limits one side is far ahead. Ours, not measured on trainings that failed.
 LOWEST, HIGHEST = 0.02, 0.65
-#: Loss of the discriminator of degradations if it tells no picture from another, hinge or least squares; so near it is off.
+#: Loss of the discriminator of degradations where it tells no picture from another; so near to that it is off.
 GUESSES, OFF = 1.0, 1e-3
 #: Mean difference of an image and its own rendering, in deviations of ImageNet as after normalisation. The best
 #: single picture for all images is 0.71 off (300 images of Market-1501 at 64 x 32).

@@ -216,7 +216,10 @@ def _add_head(command: argparse.ArgumentParser) -> None:
     from qsd_plugin.methods.dil.encoders import DEGRADATION_HEADS
 
     command.add_argument(
-        "--head", choices=list(DEGRADATION_HEADS), default="real", help="of the encoder, for images degraded here"
+        "--head",
+        choices=list(DEGRADATION_HEADS),
+        default="syn",
+        help="of the encoder, for images degraded here: syn as in stage 1's paired steps (default), or real",
     )
 
 

@@ -49,7 +49,7 @@ class Options:
     output: Path
     images: Sequence[str] = ()
     mix: str = ""
-    head: str = "real"
+    head: str = "syn"
     seed: int = 0
 
 
@@ -94,7 +94,7 @@ def swap(run: Stage1Run, options: Options, *, rows: int, pairs: int, mixes: Sequ
 
 
 def measure_swap(
-    run: Stage1Run, renderer: Renderer, mix: str, pairs: int, *, head: str = "real", seed: int = 0
+    run: Stage1Run, renderer: Renderer, mix: str, pairs: int, *, head: str = "syn", seed: int = 0
 ) -> dict[str, swap_effect.Effect]:
     """The effects of a mix over pairs of the run's images: a clean one, and another one that is degraded.
 

@@ -78,7 +78,7 @@ def swap_effect(
     sources: Sequence[Picture],
     identities: Sequence[str],
     *,
-    head: str = "real",
+    head: str = "syn",
     seed: int = 0,
 ) -> dict[str, Effect]:
     """Measure pairs.

@@ -80,7 +80,8 @@ def test_the_swap_has_contents_in_rows_and_degradations_in_columns(run: Stage1Ru
     worse = degraded(run, "ill", shown, 4)
     assert all(dark.mean() < picture.mean() - 10 for dark, picture in zip(worse, shown, strict=True))
     renderer = run.renderer()
-    contents, codes = renderer.contents(shown), renderer.codes([*shown, *worse])
+    contents = renderer.contents(shown)
+    codes = torch.cat([renderer.codes(shown, "real"), renderer.codes(worse, "syn")])
     with Image.open(tmp_path / "swap.png") as picture:
         sheet = np.asarray(picture)
     for row in range(2):

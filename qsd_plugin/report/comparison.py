@@ -151,9 +151,7 @@ def _conditions_of_images(summary: Summary) -> list[str]:
         return []
     headers = ["images", f"{reference}", *(f"{arm} - {reference}" for arm in others)]
     table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-    means = any(metric.startswith(f"{MEAN}/") for metric in summary["metrics"])
-    note = f" (`{MEAN}/` above is the mean over the degraded ones)" if means else ""
-    return [f"By quality of the images{note}, [95 % interval]:", table]
+    return [f"By quality of the images (`{MEAN}/` above is the mean over the degraded ones), [95 % interval]:", table]
 
 
 def _training_cost(summary: Summary) -> list[str]:

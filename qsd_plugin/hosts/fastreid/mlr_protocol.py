@@ -124,8 +124,6 @@ def rates_of(paths: list[str], folder: Path) -> Array:
 def per_trial(name: str, measured: Measured, queries: list[tuple[str, str]], rates: Array) -> PerTrial:
     """What happened to every valid query; its quality is minus its rate, and not a number where none is known.
 
-    Behind the metrics of all queries those of each rate, not a number for queries of other ones.
-
     Args:
         name: Of the test set.
         measured: Of all queries.
@@ -137,20 +135,13 @@ def per_trial(name: str, measured: Measured, queries: list[tuple[str, str]], rat
     values = [whole.first_hit == 1, whole.ap] if single is None else [single.hits[:, 0], single.reciprocal, whole.ap]
     names = ["rank1", "mAP"] if single is None else ["rank1", "MRR", "mAP"]
     order = [1, 0] if single is None else [1, 0, 2]  # the first one is what verdicts are about
-    columns = {names[column]: 100 * np.asarray(values[column], dtype=np.float64) for column in order}
-    known = sorted(set(rates[valid].tolist()) - {0})
-    columns |= {
-        f"rate {rate}/{key}": np.where(rates[valid] == rate, column, np.nan)
-        for rate in known
-        for key, column in columns.items()
-    }
     return PerTrial(
         query=np.array([queries[row][0] for row in valid]),
         test=np.array([name] * len(valid)),
         identity=np.array([queries[row][1] for row in valid]),
         quality=np.where((rates == 0).any(), np.nan, -rates[valid].astype(np.float64)),
-        values=np.stack(list(columns.values()), axis=1),
-        names=np.array([*columns]),
+        values=100 * np.stack([np.asarray(values[column], dtype=np.float64) for column in order], axis=1),
+        names=np.array([names[column] for column in order]),
     )
 
 

@@ -204,6 +204,7 @@ def _load(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, source:
             expected=f"{tuple(expected[wrong[0]].shape)}, as DIL.WIDTH, DIL.BLOCKS and DIL.BLOCK make it",
             remedy="Set them as in the config.yaml it was trained with.",
         )
-    if missing:
+    # A network with a single class was built to embed.
+    if any(len(expected[name]) > 1 for name in missing):
         logger.warning("%s is of other identities: the class layer keeps its initial values.", source)
     module.load_state_dict(found, strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,20 @@ def test_it_starts_from_stage_1_and_from_the_teacher(tmp_path: Path, files: dict
             assert value.equal(teacher[name.replace("reid.sensitive.", "teacher.", 1)]), name
     assert not any(name.startswith("dil_replay.") for name in found)
     assert not any(parameter.requires_grad for parameter in model.dil_replay.parameters())
+
+
+@pytest.mark.parametrize(("classes", "warned"), [(CLASSES, 0), (CLASSES + 2, 1), (1, 0)])
+def test_a_stage_1_of_other_identities_is_told_where_classes_matter(
+    tmp_path: Path,
+    files: dict[str, str],
+    classes: int,
+    warned: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fastreid"), "propagate", True)
+    reid(tmp_path, files, **{"MODEL.HEADS.NUM_CLASSES": classes})  # 1: built to embed
+    assert caplog.text.count("stage1.pth is of other identities: the class layer keeps its initial values") == warned
 
 
 def test_two_steps_are_those_of_the_pure_parts(tmp_path: Path, files: dict[str, str]) -> None:

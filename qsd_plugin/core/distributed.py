@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,15 +35,23 @@ def rank() -> int:
 
 
 def leave_group() -> None:
-    """Leave the process group, if there is one.
+    """Leave the process group, if there is one, where data-parallel wrappers may be freed afterwards.
 
-    The group's object is kept until the process ends. Otherwise the last one to hold it is a data-parallel wrapper, and
-    when Python frees that, gloo waits for a thread which waits for Python to release what was exchanged last: after an
-    error on all ranks a training then hangs, now and then, instead of ending (pytorch/pytorch#190489).
+    The group's object is kept until the process exits. Otherwise the last one to hold it is such a wrapper, and when
+    Python frees that, gloo waits for a thread which waits for Python to release what was exchanged last: after an error
+    on all ranks a training then hangs, now and then, instead of ending (pytorch/pytorch#190489).
     """
     if dist.is_available() and dist.is_initialized():
+        if not _left:
+            atexit.register(_let_go)
         _left.append(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+def _let_go() -> None:
+    # While Python still runs: a thread that needs it afterwards would abort the process. The pause is for that thread.
+    time.sleep(0.05)
+    _left.clear()
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:

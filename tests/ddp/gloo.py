@@ -13,8 +13,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from qsd_plugin.core.distributed import leave_group
-
 
 def run_ranks(function: Callable[..., Any], *args: object, world_size: int = 2) -> list[Any]:
     """What ``function(rank, *args)`` returns on each rank.
@@ -44,4 +42,5 @@ def _run(rank: int, function: Callable[..., Any], args: tuple[object, ...], worl
     try:
         torch.save(function(rank, *args), Path(folder) / f"{rank}.pt")
     finally:
-        leave_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

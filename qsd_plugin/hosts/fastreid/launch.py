@@ -101,8 +101,6 @@ def _run_in_group(main_func: Callable[..., Any], args: Sequence[Any], *, local_s
     import torch.distributed as dist
     from fastreid.utils import comm
 
-    from qsd_plugin.core.distributed import leave_group
-
     world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", local_size))
     local_rank = int(os.environ.get("LOCAL_RANK", rank % local_size))
@@ -121,7 +119,7 @@ def _run_in_group(main_func: Callable[..., Any], args: Sequence[Any], *, local_s
             comm._LOCAL_PROCESS_GROUP = group
     main_func(*args)
     comm.synchronize()
-    leave_group()
+    dist.destroy_process_group()
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
 
